@@ -1,0 +1,81 @@
+"""The `sgl-router` command. Heavy imports wait until a command needs them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sgl_router import __version__
+
+__all__ = ["main"]
+
+_EPILOG = """examples:
+  sgl-router --config config.yaml           route for the workers in config.yaml
+  sgl-router --config config.yaml --check   validate it and exit (status 2 if it is wrong)
+  sgl-router demo --drive                   mock workers, a router and a short workload, nothing else needed
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the value is the exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.command == "demo":
+        from .demo import run_demo
+
+        return run_demo(options)
+    if options.command == "mock-worker":
+        from sgl_router.mock.cli import run
+
+        return run(options)
+    if options.config is None:
+        parser.error("--config FILE is required (or a command: demo, mock-worker)")
+    from .serve import check, serve
+
+    return check(options.config) if options.check else serve(options.config)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sgl-router",
+        description="KV-event-driven, cache-aware router for SGLang workers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration, YAML (.yaml, .yml) or TOML (.toml)")
+    parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
+    parser.add_argument("--version", action="version", version=f"sgl-router {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    demo = commands.add_parser("demo", help="mock workers and a router on this machine, no GPU, no download")
+    _add_demo_arguments(demo)
+    worker = commands.add_parser("mock-worker", help="one mock SGLang worker that speaks the real protocols")
+    from sgl_router.mock.cli import add_arguments
+
+    add_arguments(worker)
+    return parser
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_count, default=2, metavar="N", help="mock workers (default 2)")
+    parser.add_argument("--port", type=int, default=30000, help="the router's port, 0 for any (default 30000)")
+    parser.add_argument("--drive", action="store_true", help="send a short multi-turn workload, report, and exit")
+    parser.add_argument("--conversations", type=_count, default=6, metavar="N", help="with --drive (default 6)")
+    parser.add_argument("--turns", type=_count, default=4, metavar="N", help="with --drive (default 4)")
+    parser.add_argument(
+        "--policy",
+        choices=("cache_aware_zmq", "round_robin", "random", "power_of_two"),
+        default="cache_aware_zmq",
+        help="the router's policy (default cache_aware_zmq)",
+    )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 64:
+        raise argparse.ArgumentTypeError(f"{value} is not in 1..64")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

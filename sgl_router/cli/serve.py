@@ -1,0 +1,71 @@
+"""`sgl-router --config FILE`, with and without `--check`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from sgl_router.config import ConfigError, LoadedConfig, load_config
+
+__all__ = ["check", "new_event_loop", "serve"]
+
+EXIT_CONFIG = 2
+
+
+def check(path: str) -> int:
+    """Validate a configuration file. 0, or 2 with every problem on standard error."""
+    loaded = _load(path)
+    if loaded is None:
+        return EXIT_CONFIG
+    models = ", ".join(model.id for model in loaded.config.models)
+    print(f"{path}: valid ({loaded.config.discovery.backend}; models: {models})")
+    return 0
+
+
+def serve(path: str) -> int:
+    """Run the daemon until it is told to stop. 0 after a clean shutdown, 2 if it could not start."""
+    loaded = _load(path)
+    if loaded is None:
+        return EXIT_CONFIG
+    from sgl_router.observability import configure_logging
+    from sgl_router.server.daemon import Daemon, StartupError
+
+    configure_logging(loaded.config.observability.log_level, loaded.config.observability.log_format)
+    daemon = Daemon(loaded.config)
+
+    async def run() -> int:
+        await daemon.start()
+        return await daemon.run()
+
+    loop = new_event_loop()
+    try:
+        return loop.run_until_complete(run())
+    except StartupError as error:
+        print(f"sgl-router: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        loop.close()
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's where it is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _load(path: str) -> LoadedConfig | None:
+    try:
+        loaded = load_config(path)
+    except ConfigError as error:
+        print(f"sgl-router: {path} is not a valid configuration:", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"  {line}", file=sys.stderr)
+        return None
+    for warning in loaded.warnings:
+        print(f"sgl-router: warning: {warning}", file=sys.stderr)
+    return loaded

@@ -1,0 +1,45 @@
+"""The configuration: its schema, its defaults, and every message about a mistake in it."""
+
+from sgl_router.config.errors import ConfigError, FieldError
+from sgl_router.config.load import LoadedConfig, load_config, parse_config
+from sgl_router.config.schema import (
+    ActiveLoadConfig,
+    CacheAwareConfig,
+    CircuitBreakerConfig,
+    Config,
+    DiscoveryConfig,
+    HealthConfig,
+    K8sConfig,
+    KvEventsConfig,
+    ModelConfig,
+    ObservabilityConfig,
+    PolicyName,
+    ProxyConfig,
+    ServerConfig,
+    StaticUrlsConfig,
+)
+from sgl_router.config.urls import InvalidUrl, normalise_url
+
+__all__ = [
+    "ActiveLoadConfig",
+    "CacheAwareConfig",
+    "CircuitBreakerConfig",
+    "Config",
+    "ConfigError",
+    "DiscoveryConfig",
+    "FieldError",
+    "HealthConfig",
+    "InvalidUrl",
+    "K8sConfig",
+    "KvEventsConfig",
+    "LoadedConfig",
+    "ModelConfig",
+    "ObservabilityConfig",
+    "PolicyName",
+    "ProxyConfig",
+    "ServerConfig",
+    "StaticUrlsConfig",
+    "load_config",
+    "normalise_url",
+    "parse_config",
+]

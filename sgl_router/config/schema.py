@@ -1,0 +1,196 @@
+"""The configuration's shape: every section, key, type, default and range. `config.example.yaml` shows it in use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, field
+
+from sgl_router.config.errors import Rejected
+from sgl_router.config.labels import parse_annotation, parse_namespace, parse_selector
+from sgl_router.config.urls import normalise_url, parse_listen_host
+
+MAX_BYTES = 1 << 40
+MAX_INT32 = (1 << 31) - 1
+
+
+def _says(expected: str, *, parse: Callable[[Any], Any] | None = None) -> dict[str, Any]:
+    """What the walk is told about a type: the words for "expected ...", and a parser that replaces the value."""
+    return {"expected": expected} if parse is None else {"expected": expected, "parse": parse}
+
+
+def _parse_model_id(text: str) -> str:
+    if text != text.strip():
+        raise Rejected("a model name as clients send it", "white space at an end")
+    return text
+
+
+ListenHost = Annotated[
+    str, Meta(min_length=1, extra=_says("an address or host name to listen on", parse=parse_listen_host))
+]
+ModelId = Annotated[
+    str, Meta(min_length=1, extra=_says("a model name as clients send it", parse=_parse_model_id))
+]
+TokenizerPath = Annotated[
+    str, Meta(min_length=1, extra=_says("a tokenizer: a local directory, a tokenizer.json, or a hub id like org/name"))
+]
+TemplatePath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing chat template file"))]
+KubeConfigPath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing kubeconfig file"))]
+EnvName = Annotated[str, Meta(min_length=1, extra=_says("the name of an environment variable"))]
+WorkerUrl = Annotated[str, Meta(extra=_says("a worker URL like http://host:30000", parse=normalise_url))]
+Selector = Annotated[
+    dict[str, str], Meta(extra=_says("a selector of equalities, {label: value}", parse=parse_selector))
+]
+Namespace = Annotated[
+    str, Meta(min_length=1, extra=_says("the name of a Kubernetes namespace", parse=parse_namespace))
+]
+Annotation = Annotated[
+    str, Meta(min_length=1, extra=_says("the name of an annotation", parse=parse_annotation))
+]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+ListenPort = Annotated[
+    int, Meta(ge=0, le=65535, extra=_says("a port from 1 to 65535, or 0 for any free port"))
+]
+Secs = Annotated[float, Meta(gt=0, extra=_says("a number of seconds greater than 0"))]
+SecsOrZero = Annotated[float, Meta(ge=0, extra=_says("a number of seconds, 0 or more"))]
+Count = Annotated[int, Meta(ge=1, le=MAX_INT32)]
+Bytes = Annotated[int, Meta(ge=1024, le=MAX_BYTES)]
+Ratio = Annotated[float, Meta(ge=0, le=1)]
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+DiscoveryBackend = Literal["static_urls", "k8s"]
+
+
+class PolicyName(str, Enum):
+    """How a worker is chosen."""
+
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+    POWER_OF_TWO = "power_of_two"
+    CACHE_AWARE_ZMQ = "cache_aware_zmq"
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: unknown keys are refused."""
+
+
+class ServerConfig(Section, frozen=True, kw_only=True):
+    """Where the router listens, what it accepts, how it shuts down."""
+
+    host: ListenHost = "127.0.0.1"
+    port: ListenPort = 30000
+    max_body_bytes: Bytes = 33554432
+    shutdown_drain_secs: SecsOrZero = 5.0
+    shutdown_grace_secs: SecsOrZero = 60.0
+
+
+class ObservabilityConfig(Section, frozen=True, kw_only=True):
+    """Logging."""
+
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "text"
+
+
+class CircuitBreakerConfig(Section, frozen=True, kw_only=True):
+    """When a failing worker is left alone, and for how long."""
+
+    threshold: Count = 3
+    cool_down_secs: Secs = 30.0
+
+
+class CacheAwareConfig(Section, frozen=True, kw_only=True):
+    """The two tests of `cache_aware_zmq`: is the load even enough, is the prefix match good enough."""
+
+    cache_threshold: Ratio = 0.5
+    balance_abs_threshold: Annotated[int, Meta(ge=0, le=MAX_INT32)] = 32
+    balance_rel_threshold: Annotated[float, Meta(ge=1)] = 1.1
+
+
+class ModelConfig(Section, frozen=True, kw_only=True):
+    """One served model: its tokens and how its workers are chosen."""
+
+    id: ModelId
+    tokenizer_path: TokenizerPath
+    chat_template: TemplatePath | None = None
+    policy: PolicyName = PolicyName.CACHE_AWARE_ZMQ
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    cache_aware: CacheAwareConfig = field(default_factory=CacheAwareConfig)
+
+
+class StaticUrlsConfig(Section, frozen=True, kw_only=True):
+    """A fixed fleet."""
+
+    urls: Annotated[list[WorkerUrl], Meta(min_length=1, extra=_says("a list of at least one worker URL"))]
+
+
+class K8sConfig(Section, frozen=True, kw_only=True):
+    """Worker pods by label.
+
+    A pod is a worker if it matches `selector` (where given); the two role selectors, given together, tell prefill and
+    decode pods apart. Without `selector`, a worker is what matches a role selector. No namespace means all of them.
+    """
+
+    namespace: Namespace | None = None
+    selector: Selector | None = None
+    prefill_selector: Selector | None = None
+    decode_selector: Selector | None = None
+    port: Port
+    bootstrap_port_annotation: Annotation = "sglang.ai/bootstrap-port"
+    kube_config: KubeConfigPath | None = None
+
+
+class DiscoveryConfig(Section, frozen=True, kw_only=True):
+    """Which workers should exist, and the variable that holds the key they were started with."""
+
+    backend: DiscoveryBackend = "static_urls"
+    static_urls: StaticUrlsConfig | None = None
+    k8s: K8sConfig | None = None
+    worker_api_key_env: EnvName | None = None
+
+
+class ProxyConfig(Section, frozen=True, kw_only=True):
+    """The data path's timeouts."""
+
+    connect_timeout_secs: Secs = 5.0
+    request_timeout_secs: Secs = 300.0
+    stream_idle_timeout_secs: Secs = 120.0
+
+
+class ActiveLoadConfig(Section, frozen=True, kw_only=True):
+    """When the load of a request that never ended is given back."""
+
+    stale_request_timeout_secs: Secs = 600.0
+
+
+class HealthConfig(Section, frozen=True, kw_only=True):
+    """Health probes of registered workers."""
+
+    interval_secs: Secs = 5.0
+    timeout_secs: Secs = 2.0
+    failure_threshold: Count = 3
+    success_threshold: Count = 1
+
+
+class KvEventsConfig(Section, frozen=True, kw_only=True):
+    """Bounds of the KV event subscriptions."""
+
+    receive_high_water_mark: Count = 100000
+    max_message_bytes: Bytes = 67108864
+    max_events_per_turn: Count = 64
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The whole configuration."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
+    models: Annotated[list[ModelConfig], Meta(min_length=1, extra=_says("a list of at least one model"))]
+    discovery: DiscoveryConfig
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    active_load: ActiveLoadConfig = field(default_factory=ActiveLoadConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+    kv_events: KvEventsConfig = field(default_factory=KvEventsConfig)

@@ -1,0 +1,27 @@
+"""KV-cache events: from the workers' sockets to an exact index of who holds which prefix."""
+
+from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
+from .index import KvIndex, MatchedPrefix, PromptMatch, RankStatus
+from .stream import EventStream, FrameOutcome, StreamState, Untrust
+from .tree import BlockTree
+from .wire import DecodeFailure, Tier, WireError, decode_batch, decode_frame
+
+__all__ = [
+    "DEFAULT_NAMESPACE",
+    "BlockHasher",
+    "BlockTree",
+    "DecodeFailure",
+    "EventStream",
+    "FrameOutcome",
+    "KvIndex",
+    "MatchedPrefix",
+    "Namespace",
+    "PromptMatch",
+    "RankStatus",
+    "StreamState",
+    "Tier",
+    "Untrust",
+    "WireError",
+    "decode_batch",
+    "decode_frame",
+]

@@ -1,0 +1,130 @@
+"""The router's own block keys: a prefix-chained xxh3 over token ids, seeded per process.
+
+Keys do not depend on an engine's hash algorithm, so every dialect, LoRA wrapping and vLLM meet in one index.
+"""
+
+from __future__ import annotations
+
+import secrets
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from xxhash import xxh3_64_intdigest
+
+__all__ = ["DEFAULT_NAMESPACE", "BlockHasher", "Namespace"]
+
+_MAX_U32 = 0xFFFFFFFF
+
+
+class Namespace(NamedTuple):
+    """What separates otherwise equal token prefixes in an engine's cache, as far as its events say so."""
+
+    cache_salt: str | None = None
+    lora_name: str | None = None
+
+
+DEFAULT_NAMESPACE = Namespace()
+
+
+class BlockHasher:
+    """Keys for one (page size, key kind). `bigram` is EAGLE's: unit i is the token pair (t[i], t[i+1]).
+
+    Two hashers agree on a key iff they share `secret`, page size, key kind, namespace and the whole token prefix;
+    the secret is random per process so that no client can aim for collisions.
+    """
+
+    __slots__ = ("_roots", "_secret", "bigram", "page_size")
+
+    def __init__(self, page_size: int, *, bigram: bool = False, secret: int | None = None) -> None:
+        self.page_size = page_size
+        self.bigram = bigram
+        self._secret = secrets.randbits(64) if secret is None else secret
+        self._roots: dict[Namespace, int] = {}
+
+    def root(self, namespace: Namespace = DEFAULT_NAMESPACE) -> int:
+        """The key that a namespace's first block extends."""
+        known = self._roots.get(namespace)
+        if known is None:
+            parts = [b"%d/%d" % (self.page_size, self.bigram)]
+            for part in namespace:
+                # Length-prefixed, so that no salt can spell another (salt, adapter) pair.
+                text = b"" if part is None else part.encode("utf-8", "surrogatepass")
+                parts.append(b"-" if part is None else b"%d:%b" % (len(text), text))
+            known = xxh3_64_intdigest(b"|".join(parts), seed=self._secret)
+            if len(self._roots) < 1024:  # salts come from clients: the memo is bounded, the key is not affected
+                self._roots[namespace] = known
+        return known
+
+    def extend(self, parent: int, tokens: Sequence[Any], blocks: int) -> list[int]:
+        """Keys of `blocks` consecutive blocks whose units are `tokens` (ints, or pairs in bigram mode).
+
+        Raises ValueError where the token count is not blocks x page size, TypeError or OverflowError for what is
+        not a token id.
+        """
+        if len(tokens) != blocks * self.page_size:
+            raise ValueError(f"{len(tokens)} tokens for {blocks} blocks of {self.page_size}")
+        if self.bigram:
+            flat: list[int] = []
+            for pair in tokens:
+                first, second = pair
+                flat.append(first)
+                flat.append(second)
+            tokens = flat
+        try:
+            packed = array("I", tokens)
+        except OverflowError:
+            return self._extend_wide(parent, array("Q", tokens))
+        return self._chain(parent, memoryview(packed).cast("B"), blocks)
+
+    def prompt_blocks(self, tokens: int) -> int:
+        """How many leading blocks of a prompt of `tokens` tokens a cache hit could cover.
+
+        An engine always computes the last token itself: floor((tokens-1)/page), or floor((tokens-2)/page) in bigram
+        mode, where a prompt has one unit less (SGLang 0.5.23, seen in `cached_tokens`).
+        """
+        return max(tokens - (2 if self.bigram else 1), 0) // self.page_size
+
+    def prompt(
+        self, ids: npt.NDArray[np.uint32], namespace: Namespace = DEFAULT_NAMESPACE, *, piece: int = 1 << 30
+    ) -> Iterator[list[int]]:
+        """Keys of those blocks, front to back, `piece` blocks at a time, hashed as they are asked for.
+
+        `ids`: 1-D uint32. Stop iterating as soon as no worker holds the next block: the rest then costs nothing.
+        """
+        key, size = self.root(namespace), self.page_size
+        blocks = self.prompt_blocks(len(ids))
+        for start in range(0, blocks, piece):
+            count = min(piece, blocks - start)
+            first, units = start * size, count * size
+            if self.bigram:
+                raw: npt.NDArray[np.uint32] = np.empty(2 * units, dtype="<u4")
+                raw[0::2] = ids[first : first + units]
+                raw[1::2] = ids[first + 1 : first + units + 1]
+            else:
+                raw = np.ascontiguousarray(ids[first : first + units], dtype="<u4")
+            keys = self._chain(key, raw.data.cast("B"), count)
+            key = keys[-1]
+            yield keys
+
+    def _chain(self, key: int, data: memoryview, blocks: int) -> list[int]:
+        width = len(data) // blocks if blocks else 0
+        keys = []
+        for start in range(0, blocks * width, width or 1):
+            key = xxh3_64_intdigest(data[start : start + width], seed=key)
+            keys.append(key)
+        return keys
+
+    def _extend_wide(self, key: int, words: array[int]) -> list[int]:
+        """Blocks holding an id above 32 bits (media pad values) hash as 64-bit words under a marker; others as ever."""
+        width = self.page_size * (2 if self.bigram else 1)
+        keys = []
+        for start in range(0, len(words), width):
+            block = words[start : start + width]
+            wide = max(block) > _MAX_U32
+            data = b"\xff" + block.tobytes() if wide else array("I", block).tobytes()
+            key = xxh3_64_intdigest(data, seed=key)
+            keys.append(key)
+        return keys

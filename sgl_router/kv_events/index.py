@@ -1,0 +1,305 @@
+"""The index as the rest of the router sees it: workers in, prompts in, matched prefixes out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import structlog
+
+from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
+from .pump import EventPump, Feed
+from .stream import EventStream, FrameOutcome, StreamState, Untrust
+from .subscriber import Subscriber, make_context
+from .tree import BlockTree
+from .wire import DecodeFailure, WireError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import zmq
+
+    from sgl_router.workers import Target, Worker
+
+__all__ = ["KvIndex", "MatchedPrefix", "PromptMatch", "RankStatus"]
+
+log = structlog.get_logger(__name__)
+
+_PIECE_BLOCKS = 1_024
+
+
+class MatchedPrefix(NamedTuple):
+    """Leading blocks of a prompt that one target holds: in any tier, and on the device alone."""
+
+    blocks: int
+    device_blocks: int
+    page_size: int
+
+    @property
+    def tokens(self) -> int:
+        return self.blocks * self.page_size
+
+
+class PromptMatch(NamedTuple):
+    """Targets that hold at least one leading block, and how many blocks of the prompt each could at most hold."""
+
+    by_target: Mapping[Target, MatchedPrefix]
+    totals: Mapping[Target, int]
+
+    def blocks_of(self, target: Target) -> int:
+        """Blocks of the prompt a full hit on `target` would cover; 0 where its stream is not trusted."""
+        return self.totals.get(target, 0)
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One stream, for people and dashboards. `blocks` by tier name."""
+
+    dp_rank: int
+    endpoint: str
+    connected: bool
+    state: StreamState
+    complete: bool
+    untrusted_for: Untrust | None
+    next_seq: int | None
+    page_size: int
+    bigram: bool
+    blocks: dict[str, int]
+    stream: EventStream
+
+
+@dataclass
+class IndexTotals:
+    """Faults of all streams since the start; they outlive the workers they came from."""
+
+    gaps: int = 0
+    missing: int = 0
+    restarts: int = 0
+    failures: dict[DecodeFailure, int] = field(default_factory=dict)
+
+
+class _Rank:
+    """A target's stream, its socket, and the feed that joins them."""
+
+    def __init__(self, target: Target, stream: EventStream) -> None:
+        self.target = target
+        self.stream = stream
+        self.subscriber: Subscriber | None = None
+        self.feed: Feed | None = None
+
+
+class _Group:
+    """Trusted slots whose streams share one hasher: one walk of the tree serves them all."""
+
+    __slots__ = ("mask", "ranks", "targets")
+
+    def __init__(self) -> None:
+        self.mask = 0
+        self.ranks: dict[int, _Rank] = {}
+        self.targets: list[Target] = []
+
+
+class KvIndex:
+    """Follows the event streams of registered workers (add it as a listener of the registry)."""
+
+    def __init__(
+        self,
+        *,
+        receive_high_water_mark: int = 100_000,
+        max_message_bytes: int = 64 << 20,
+        turn_budget_secs: float = 0.002,
+    ) -> None:
+        self.tree = BlockTree()
+        self._secret = secrets.randbits(64)
+        self._hashers: dict[tuple[int, bool], BlockHasher] = {}
+        self._ranks: dict[Worker, list[_Rank]] = {}
+        self._groups: dict[str, dict[BlockHasher, _Group]] = {}
+        self._hwm = receive_high_water_mark
+        self._max_bytes = max_message_bytes
+        self.pump = EventPump(
+            self.tree,
+            turn_budget_secs=turn_budget_secs,
+            max_message_bytes=max_message_bytes,
+            on_failure=self._on_failure,
+            on_frame=self._on_frame,
+        )
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self.totals = IndexTotals()
+        self.on_reconnect: Callable[[Worker], None] = lambda worker: None
+        """Called when a worker whose blocks were known is back on the line: find out who it is and `confirm` it."""
+
+    # --- workers ------------------------------------------------------------------------------------------------
+
+    def worker_added(self, worker: Worker) -> None:
+        """Subscribe to every rank of a worker that publishes; one that does not is routed by load alone."""
+        source = worker.info.kv_source
+        if source is None:
+            return
+        ranks = self._ranks[worker] = []
+        for target in worker.targets:
+            stream = EventStream(
+                self.tree,
+                self._hasher,
+                page_size=worker.info.block_size,
+                bigram=worker.info.bigram,
+                changed=lambda _: self._regroup(worker.model_id),
+            )
+            rank = _Rank(target, stream)
+            ranks.append(rank)
+            self._subscribe(rank, source.endpoint(target.dp_rank), source.topic)
+        self._regroup(worker.model_id)
+
+    def worker_removed(self, worker: Worker) -> None:
+        """Forget the worker's blocks and close its sockets; nothing of it can be matched when this returns."""
+        for rank in self._ranks.pop(worker, ()):
+            if rank.feed is not None:
+                self.pump.drop(rank.feed)
+            if rank.subscriber is not None:
+                rank.subscriber.close()
+            rank.stream.close()
+        self._regroup(worker.model_id)
+        self.pump.schedule()
+
+    def close(self) -> None:
+        """Close every socket and the ZMQ context."""
+        for worker in list(self._ranks):
+            self.worker_removed(worker)
+        if self._context is not None:
+            self._context.term()
+            self._context = None
+
+    def _subscribe(self, rank: _Rank, endpoint: str, topic: str) -> None:
+        if self._context is None:
+            self._context = make_context()
+        rank.subscriber = Subscriber(
+            self._context,
+            endpoint,
+            topic,
+            receive_high_water_mark=self._hwm,
+            max_message_bytes=self._max_bytes,
+            readable=lambda _: self.pump.wake(feed),
+            connection=lambda _, connected: self._connection(rank, connected),
+        )
+        feed = rank.feed = Feed(rank.subscriber, rank.stream)
+
+    def _connection(self, rank: _Rank, connected: bool) -> None:
+        if not connected:
+            rank.stream.suspend()
+        elif rank.stream.state is StreamState.SUSPENDED:
+            self.on_reconnect(rank.target.worker)
+
+    def confirm(self, worker: Worker) -> None:
+        """The worker is still the process that was registered (a restarted one is registered anew)."""
+        for rank in self._ranks.get(worker, ()):
+            if rank.subscriber is not None and rank.subscriber.connected:
+                rank.stream.confirm(same_process=True)
+
+    def _hasher(self, page_size: int, bigram: bool) -> BlockHasher:
+        kind = (page_size, bigram)
+        if kind not in self._hashers:
+            self._hashers[kind] = BlockHasher(page_size, bigram=bigram, secret=self._secret)
+        return self._hashers[kind]
+
+    def _regroup(self, model_id: str) -> None:
+        """Rebuild the masks of one model. Runs when a stream changes state, slot or key kind: rare, and O(ranks)."""
+        groups: dict[BlockHasher, _Group] = {}
+        for worker, ranks in self._ranks.items():
+            if worker.model_id != model_id:
+                continue
+            for rank in ranks:
+                if rank.stream.state is StreamState.LIVE:
+                    group = groups.setdefault(rank.stream.hasher, _Group())
+                    group.mask |= 1 << rank.stream.slot
+                    group.ranks[rank.stream.slot] = rank
+                    group.targets.append(rank.target)
+        if groups:
+            self._groups[model_id] = groups
+        else:
+            self._groups.pop(model_id, None)
+
+    def _on_failure(self, stream: EventStream, error: WireError) -> None:
+        self.totals.failures[error.reason] = self.totals.failures.get(error.reason, 0) + 1
+        rank = self._find(stream)
+        if rank is not None:
+            log.warning(
+                "kv event frame refused, stream untrusted until its cache is cleared",
+                worker=rank.target.worker.id,
+                dp_rank=rank.target.dp_rank,
+                reason=error.reason.value,
+                detail=str(error),
+            )
+
+    def _on_frame(self, stream: EventStream, outcome: FrameOutcome, missing: int) -> None:
+        if outcome is FrameOutcome.GAP:
+            self.totals.gaps += 1
+            self.totals.missing += missing
+        elif outcome is FrameOutcome.RESTART:
+            self.totals.restarts += 1
+        rank = self._find(stream)
+        if rank is not None:
+            log.warning(
+                f"kv event sequence {outcome.value}",
+                worker=rank.target.worker.id,
+                dp_rank=rank.target.dp_rank,
+                state=stream.state.value,
+                next_seq=stream.expected,
+                missing=missing,
+            )
+
+    def _find(self, stream: EventStream) -> _Rank | None:
+        return next((r for ranks in self._ranks.values() for r in ranks if r.stream is stream), None)
+
+    # --- prompts ------------------------------------------------------------------------------------------------
+
+    async def match(
+        self, model_id: str, ids: npt.NDArray[np.uint32], namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> PromptMatch:
+        """How much of a prompt each rank of a model's workers holds. `ids`: 1-D uint32 token ids.
+
+        Yields to the loop between pieces of a long prompt, and stops hashing where nobody holds the next block.
+        """
+        found: dict[Target, MatchedPrefix] = {}
+        totals: dict[Target, int] = {}
+        # A snapshot: _regroup replaces the mapping, so a stream that changes while we yield cannot shift the walk.
+        for hasher, group in self._groups.get(model_id, {}).items():
+            totals.update(dict.fromkeys(group.targets, hasher.prompt_blocks(len(ids))))
+            walk = self.tree.walk(group.mask)
+            first = True
+            for keys in hasher.prompt(ids, namespace, piece=_PIECE_BLOCKS):
+                if not first:
+                    await asyncio.sleep(0)
+                first = False
+                if not walk.feed(keys):
+                    break
+            walk.finish()
+            for slot, depth in walk.depth.items():
+                rank = group.ranks[slot]
+                # While we yielded the stream may have lost its trust or its slot: then it claims nothing.
+                if rank.stream.slot == slot and rank.stream.state is StreamState.LIVE:
+                    device = walk.device_depth.get(slot, 0)
+                    found[rank.target] = MatchedPrefix(depth, device, hasher.page_size)
+        return PromptMatch(found, totals)
+
+    # --- views --------------------------------------------------------------------------------------------------
+
+    def status(self, worker: Worker) -> list[RankStatus]:
+        """One entry per followed rank; empty for a worker without events."""
+        return [
+            RankStatus(
+                dp_rank=rank.target.dp_rank,
+                endpoint=rank.subscriber.endpoint if rank.subscriber else "",
+                connected=rank.subscriber.connected if rank.subscriber else False,
+                state=rank.stream.state,
+                complete=rank.stream.complete,
+                untrusted_for=rank.stream.untrusted_for,
+                next_seq=rank.stream.expected,
+                page_size=rank.stream.hasher.page_size,
+                bigram=rank.stream.hasher.bigram,
+                blocks={tier.value: count for tier, count in rank.stream.held.items() if count},
+                stream=rank.stream,
+            )
+            for rank in self._ranks.get(worker, ())
+        ]

@@ -1,0 +1,142 @@
+"""Moves events from the sockets into the tree, a bounded slice per loop turn, every stream in its turn."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from .stream import EventStream, FrameOutcome
+from .tree import BlockTree
+from .wire import BlockStored, Event, WireError, decode_batch, decode_frame
+
+__all__ = ["EventPump", "Feed", "FrameSource"]
+
+PIECE_BLOCKS = 512
+SWEEP_BLOCKS = 2_048
+
+
+class FrameSource(Protocol):
+    """Where frames come from: a Subscriber, or a list in a test."""
+
+    def receive(self) -> list[bytes] | None: ...
+
+
+class Feed:
+    """A source, the stream it feeds, and the events of its current frame that are not applied yet."""
+
+    __slots__ = ("pending", "queued", "source", "stream")
+
+    def __init__(self, source: FrameSource, stream: EventStream) -> None:
+        self.source = source
+        self.stream = stream
+        self.pending: Iterator[Event] = iter(())
+        self.queued = False
+
+
+class EventPump:
+    """Round robin over feeds with something to do. A turn ends after `turn_budget_secs`, whatever is waiting, and the
+    next one is queued behind everything else on the loop: no burst starves requests, no worker starves another."""
+
+    def __init__(
+        self,
+        tree: BlockTree,
+        *,
+        turn_budget_secs: float,
+        max_message_bytes: int,
+        clock: Callable[[], float] = time.perf_counter,
+        on_failure: Callable[[EventStream, WireError], None] = lambda stream, error: None,
+        on_frame: Callable[[EventStream, FrameOutcome, int], None] = lambda stream, outcome, missing: None,
+    ) -> None:
+        self._tree = tree
+        self._budget = turn_budget_secs
+        self._max_bytes = max_message_bytes
+        self._clock = clock
+        self._on_failure = on_failure
+        self._on_frame = on_frame
+        self._ready: deque[Feed] = deque()
+        self._scheduled = False
+
+    def wake(self, feed: Feed) -> None:
+        """`feed` may have frames waiting."""
+        if not feed.queued:
+            feed.queued = True
+            self._ready.append(feed)
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Make sure a turn runs soon (also to sweep retired slots)."""
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def drop(self, feed: Feed) -> None:
+        """Never touch `feed` again."""
+        if feed.queued:
+            self._ready.remove(feed)
+            feed.queued = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether everything received has been applied and swept."""
+        return not self._scheduled
+
+    def run_once(self) -> bool:
+        """One turn. True while work remains."""
+        deadline = self._clock() + self._budget
+        while self._ready:
+            feed = self._ready.popleft()
+            if self._advance(feed):
+                self._ready.append(feed)
+            else:
+                feed.queued = False
+            if self._clock() >= deadline:
+                break
+        return self._tree.sweep(SWEEP_BLOCKS) or bool(self._ready)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self.run_once():
+            self.schedule()
+
+    def _advance(self, feed: Feed) -> bool:
+        """Apply one piece, or receive and decode one frame. False when the source is drained."""
+        stream = feed.stream
+        try:
+            event = next(feed.pending, None)
+            if event is not None:
+                stream.apply(event)
+                return True
+            parts = feed.source.receive()
+            if parts is None:
+                return False
+            frame = decode_frame(parts, self._max_bytes)
+            known_missing = stream.counters.missing
+            outcome = stream.observe(frame)
+            if outcome is not FrameOutcome.NEXT:
+                self._on_frame(stream, outcome, stream.counters.missing - known_missing)
+            if outcome is not FrameOutcome.DUPLICATE:
+                batch = decode_batch(frame.payload)
+                stream.last_ts = batch.ts
+                feed.pending = _pieces(batch.events)
+        except WireError as error:
+            feed.pending = iter(())
+            stream.failed(error)
+            self._on_failure(stream, error)
+        return True
+
+
+def _pieces(events: list[Event]) -> Iterator[Event]:
+    """The same events, long chains cut so that no single step holds the loop."""
+    for event in events:
+        if not isinstance(event, BlockStored) or len(event.block_hashes) <= PIECE_BLOCKS:
+            yield event
+            continue
+        parent, size = event.parent_hash, event.block_size
+        for start in range(0, len(event.block_hashes), PIECE_BLOCKS):
+            hashes = event.block_hashes[start : start + PIECE_BLOCKS]
+            tokens = event.token_ids[start * size : (start + len(hashes)) * size]
+            yield event._replace(block_hashes=hashes, parent_hash=parent, token_ids=tokens)
+            parent = hashes[-1]

@@ -1,0 +1,327 @@
+"""One (worker, rank) event stream: its sequence, whether its claims can be trusted, and what it holds.
+
+Invariant: run cold, never run wrong. A stream that may have missed an event holds nothing in the tree until the
+engine says its cache is empty; everything it claims after that is witnessed event by event. Pure: no sockets, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from xxhash import xxh3_64_intdigest
+
+from .hashing import BlockHasher, Namespace
+from .tree import BlockTree
+from .wire import (
+    BlockRemoved,
+    BlocksCleared,
+    BlockStored,
+    DecodeFailure,
+    EngineHash,
+    Event,
+    Frame,
+    Tier,
+    WireError,
+)
+
+__all__ = ["EventStream", "FrameOutcome", "StreamCounters", "StreamState", "Untrust"]
+
+_RECENT_FRAMES = 1024
+_GHOSTS = 65_536
+
+
+class StreamState(str, Enum):
+    """`waiting`: nothing heard yet. `live`: every claim is witnessed. `suspended`: the connection broke and nothing
+    has been heard since. `untrusted`: events were lost; cold until the engine clears its cache."""
+
+    WAITING = "waiting"
+    LIVE = "live"
+    SUSPENDED = "suspended"
+    UNTRUSTED = "untrusted"
+
+
+class Untrust(str, Enum):
+    """Why a stream is untrusted."""
+
+    GAP = "gap"
+    DECODE = "decode"
+
+
+class FrameOutcome(str, Enum):
+    """What a frame's sequence number says."""
+
+    NEXT = "next"
+    DUPLICATE = "duplicate"
+    GAP = "gap"
+    RESTART = "restart"
+
+
+@dataclass
+class StreamCounters:
+    """Totals since the stream was made; they outlive restarts of the publisher."""
+
+    frames: int = 0
+    stored: int = 0
+    removed: int = 0
+    cleared: int = 0
+    duplicates: int = 0
+    gaps: int = 0
+    missing: int = 0
+    restarts: int = 0
+    orphans: int = 0
+    """Blocks whose parent is unknown: their prefix cannot be named, so they are not indexed."""
+    unindexed: int = 0
+    """Blocks in a tier or under a key this version cannot name."""
+    skipped: int = 0
+    """Events not applied because the stream was untrusted."""
+    failures: dict[DecodeFailure, int] = field(default_factory=dict)
+
+
+class EventStream:
+    """State of one stream. Feed it frames with `observe`, then each event of the frame with `apply`.
+
+    `hashers(page_size, bigram)` gives the shared hasher of a key kind; `changed(stream)` is called whenever `state`,
+    `slot` or `hasher` changed, before anything else can be matched.
+    """
+
+    def __init__(
+        self,
+        tree: BlockTree,
+        hashers: Callable[[int, bool], BlockHasher],
+        *,
+        page_size: int,
+        bigram: bool = False,
+        changed: Callable[[EventStream], None] = lambda stream: None,
+    ) -> None:
+        self._tree = tree
+        self._hashers = hashers
+        self._changed = changed
+        self.hasher = hashers(page_size, bigram)
+        self.slot = tree.acquire()
+        self.state = StreamState.WAITING
+        self.untrusted_for: Untrust | None = None
+        self.complete = False
+        """Whether the stream was followed from an empty cache, so that it holds all the engine does."""
+        self.expected: int | None = None
+        """The next sequence number, None before the first frame."""
+        self.last_ts = 0.0
+        self.held: dict[Tier, int] = dict.fromkeys(Tier, 0)
+        self.counters = StreamCounters()
+        self._blocks: dict[EngineHash, int] = {}
+        self._recent: OrderedDict[int, int] = OrderedDict()
+        self._confirmed = self._contiguous = False
+        # Only dialects up to 0.5.8 fill these two; see _resurrect.
+        self._parents: dict[EngineHash, EngineHash | None] = {}
+        self._ghosts: OrderedDict[EngineHash, tuple[int, EngineHash | None]] = OrderedDict()
+
+    @property
+    def blocks_held(self) -> int:
+        """Distinct blocks held in any tier."""
+        return len(self._blocks)
+
+    # --- sequence -----------------------------------------------------------------------------------------------
+
+    def observe(self, frame: Frame) -> FrameOutcome:
+        """Account for a frame's sequence number. On DUPLICATE its events must not be applied."""
+        self.counters.frames += 1
+        seq, expected = frame.seq, self.expected
+        digest = xxh3_64_intdigest(frame.payload)
+        outcome = FrameOutcome.NEXT
+        if expected is None:
+            self._begin(complete=seq == 0)
+        elif seq > expected:
+            self.counters.gaps += 1
+            self.counters.missing += seq - expected
+            outcome = FrameOutcome.GAP
+            self.distrust(Untrust.GAP)
+        elif seq < expected:
+            if self._recent.get(seq) == digest:
+                self.counters.duplicates += 1
+                return FrameOutcome.DUPLICATE
+            # The numbers begin again at 0 in a new engine process; a frame from before our subscription may be lost.
+            self.counters.restarts += 1
+            outcome = FrameOutcome.RESTART
+            self._recent.clear()
+            self._drop_holdings()
+            self._begin(complete=seq == 0)
+        elif self.state is StreamState.SUSPENDED:
+            self._contiguous = True
+            self._resume()
+        self.expected = seq + 1
+        self._recent[seq] = digest
+        if len(self._recent) > _RECENT_FRAMES:
+            self._recent.popitem(last=False)
+        return outcome
+
+    def suspend(self) -> None:
+        """The connection broke. Claims are withheld until two things are known: that the same process is publishing
+        (`confirm`; a new one could by chance be at the very number we expect), and, from the next frame, that nothing
+        was missed meanwhile."""
+        if self.state in (StreamState.LIVE, StreamState.SUSPENDED):
+            self._confirmed = self._contiguous = False
+            self._enter(StreamState.SUSPENDED)
+
+    def confirm(self, *, same_process: bool) -> None:
+        """The publisher's identity after a reconnect is known."""
+        if self.state is not StreamState.SUSPENDED:
+            return
+        if same_process:
+            self._confirmed = True
+            self._resume()
+        else:
+            self.counters.restarts += 1
+            self._drop_holdings()
+            self.expected = None
+            self._enter(StreamState.WAITING)
+
+    def _resume(self) -> None:
+        if self._confirmed and self._contiguous:
+            self._enter(StreamState.LIVE)
+
+    def distrust(self, why: Untrust) -> None:
+        """Forget every claim; hold nothing until the engine's cache is known to be empty."""
+        self._drop_holdings()
+        self.complete = False
+        self.untrusted_for = why
+        self._enter(StreamState.UNTRUSTED)
+
+    def failed(self, error: WireError) -> None:
+        """A frame could not be used: what it said is lost."""
+        self.counters.failures[error.reason] = self.counters.failures.get(error.reason, 0) + 1
+        self.distrust(Untrust.DECODE)
+
+    def close(self) -> None:
+        """Give the slot back. The stream must not be used afterwards."""
+        self._tree.retire(self.slot, self._blocks)
+        self._blocks = {}
+
+    def _begin(self, *, complete: bool) -> None:
+        self.complete = complete
+        self.untrusted_for = None
+        self._enter(StreamState.LIVE)
+
+    def _enter(self, state: StreamState) -> None:
+        self.state = state
+        self._changed(self)
+
+    def _drop_holdings(self) -> None:
+        """Hold nothing, in constant time: the slot is abandoned and swept in the background."""
+        if self._blocks:
+            self._tree.retire(self.slot, self._blocks)
+            self._blocks = {}
+            self.slot = self._tree.acquire()
+            self._changed(self)
+        self.held = dict.fromkeys(Tier, 0)
+        self._parents = {}
+        self._ghosts.clear()
+
+    # --- events -------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Apply one event of an observed frame. Raises WireError for token ids that are none."""
+        if isinstance(event, BlocksCleared):
+            self.counters.cleared += 1
+            self._drop_holdings()
+            self._begin(complete=True)
+        elif self.state is StreamState.UNTRUSTED:
+            self.counters.skipped += 1
+        elif isinstance(event, BlockStored):
+            self._store(event)
+        else:
+            self._remove(event)
+
+    def _store(self, event: BlockStored) -> None:
+        hashes = event.block_hashes
+        if not hashes:
+            return
+        bigram = isinstance(event.token_ids[0], (list, tuple))
+        if (event.block_size, bigram) != (self.hasher.page_size, self.hasher.bigram):
+            if self._blocks:  # one cache has one page size; a second kind (hybrid groups) cannot be matched as a prefix
+                self.counters.unindexed += len(hashes)
+                return
+            self.hasher = self._hashers(event.block_size, bigram)
+            self._changed(self)
+        if event.opaque or event.tier is None:
+            self.counters.unindexed += len(hashes)
+            return
+        parent = event.parent_hash
+        if parent is None:
+            key: int | None = self.hasher.root(Namespace(event.cache_salt, event.lora_name))
+        else:
+            key = self._blocks.get(parent)
+            if key is None:
+                key = self._resurrect(parent, event.tier)
+        if key is None:
+            self.counters.orphans += len(hashes)
+            return
+        try:
+            keys = self.hasher.extend(key, event.token_ids, len(hashes))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise WireError(DecodeFailure.TOKEN_IDS, str(error)) from error
+        self._map(hashes, keys)
+        self.held[event.tier] += self._tree.store(self.slot, event.tier, keys)
+        self.counters.stored += len(hashes)
+        if not event.medium_given:
+            for block_hash in hashes:
+                self._parents[block_hash] = parent
+                parent = block_hash
+
+    def _map(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
+        blocks = self._blocks
+        for block_hash, key in zip(hashes, keys, strict=True):
+            old = blocks.get(block_hash)
+            if old is not None and old != key:
+                self._unhold(old)  # the engine's 64-bit hash now names another block: the first claim is gone
+            blocks[block_hash] = key
+
+    def _unhold(self, key: int) -> None:
+        for tier, count in self.held.items():
+            if count and self._tree.remove(self.slot, tier, key):
+                self.held[tier] = count - 1
+
+    def _remove(self, event: BlockRemoved) -> None:
+        held, blocks, tree, slot = self.held, self._blocks, self._tree, self.slot
+        tiers = tuple(Tier) if event.tier is None else (event.tier,)
+        others = [tier for tier in Tier if held[tier] and tier not in tiers]
+        for block_hash in event.block_hashes:
+            key = blocks.get(block_hash)
+            if key is None:
+                continue
+            for tier in tiers:
+                if held[tier] and tree.remove(slot, tier, key):
+                    held[tier] -= 1
+            if not any(tree.holds(slot, key, tier) for tier in others):
+                del blocks[block_hash]
+                self._remember_ghost(block_hash, key)
+        self.counters.removed += len(event.block_hashes)
+
+    # --- the split bug of 0.5.6 and 0.5.7 -----------------------------------------------------------------------
+    # Splitting a radix node there reports its blocks as removed though they stay cached, then stores a branch whose
+    # parent is one of them. A cached child proves its whole prefix cached, so that store brings its ancestors back;
+    # the blocks behind the split stay forgotten (under-reported, never wrong).
+
+    def _remember_ghost(self, block_hash: EngineHash, key: int) -> None:
+        if block_hash not in self._parents:
+            return
+        self._ghosts[block_hash] = (key, self._parents.pop(block_hash))
+        if len(self._ghosts) > _GHOSTS:
+            self._ghosts.popitem(last=False)
+
+    def _resurrect(self, block_hash: EngineHash, tier: Tier) -> int | None:
+        """The key of a removed block that a new store names as its parent, its prefix held again; None if unknown."""
+        path: list[EngineHash] = []
+        cursor: EngineHash | None = block_hash
+        while cursor is not None and cursor not in self._blocks:
+            if cursor not in self._ghosts:
+                return None
+            path.append(cursor)
+            cursor = self._ghosts[cursor][1]
+        for ghost in path:
+            key, parent = self._ghosts.pop(ghost)
+            self._blocks[ghost] = key
+            self._parents[ghost] = parent
+            self.held[tier] += self._tree.store(self.slot, tier, (key,))
+        return self._blocks[block_hash]

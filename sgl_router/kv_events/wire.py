@@ -1,0 +1,253 @@
+"""Decoding of KV-event frames: every dialect SGLang 0.5.6-0.5.23 and vLLM put on the wire, into three event types.
+
+A frame is (topic, 8-byte big-endian sequence, msgpack payload); a payload is `[ts, events, dp_rank]`. An event is a
+positional array led by its tag, or a map with a `type` key. Unknown tags, keys and trailing elements are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import msgspec
+
+__all__ = [
+    "BlockRemoved",
+    "BlockStored",
+    "BlocksCleared",
+    "DecodeFailure",
+    "EngineHash",
+    "Event",
+    "EventBatch",
+    "Frame",
+    "Tier",
+    "WireError",
+    "decode_batch",
+    "decode_frame",
+]
+
+EngineHash = int | bytes
+
+MAX_EVENTS_PER_BATCH = 1_000_000
+MAX_BLOCK_SIZE = 65_536
+
+
+class Tier(str, Enum):
+    """Where a block's KV lives, by the engine's own names."""
+
+    GPU = "GPU"
+    CPU_PINNED = "CPU_PINNED"
+    DISK = "DISK"
+    EXTERNAL = "EXTERNAL"
+
+
+# vLLM's names for the same places.
+_TIERS = {tier.value: tier for tier in Tier} | {"CPU": Tier.CPU_PINNED, "STORAGE": Tier.EXTERNAL}
+
+
+class DecodeFailure(str, Enum):
+    """Why a frame was refused: the metric label and the log field."""
+
+    FRAME_SHAPE = "frame_shape"
+    SEQUENCE = "sequence"
+    TOO_LARGE = "too_large"
+    MSGPACK = "msgpack"
+    BATCH_SHAPE = "batch_shape"
+    EVENT_SHAPE = "event_shape"
+    TOKEN_IDS = "token_ids"
+
+
+class WireError(ValueError):
+    """A frame that cannot be used. Nothing of it was applied."""
+
+    def __init__(self, reason: DecodeFailure, detail: str) -> None:
+        super().__init__(f"{reason.value}: {detail}")
+        self.reason = reason
+
+
+class Frame(NamedTuple):
+    """One PUB message, its payload not yet decoded."""
+
+    seq: int
+    payload: bytes
+
+
+class BlockStored(NamedTuple):
+    """A chain of blocks: block i holds `token_ids[i*block_size:(i+1)*block_size]`, its parent is block i-1.
+
+    `tier` is None for a medium this version does not know. `medium_given` is False in dialects up to 0.5.8.
+    `opaque`: vLLM attached extra keys (media, salt, adapter), so equal token ids do not mean equal blocks.
+    """
+
+    block_hashes: Sequence[EngineHash]
+    parent_hash: EngineHash | None
+    token_ids: Sequence[Any]
+    block_size: int
+    tier: Tier | None
+    medium_given: bool
+    cache_salt: str | None
+    lora_name: str | None
+    opaque: bool = False
+
+
+class BlockRemoved(NamedTuple):
+    """Blocks gone from one tier; `tier` None (unknown medium) means from wherever they were."""
+
+    block_hashes: Sequence[EngineHash]
+    tier: Tier | None
+
+
+class BlocksCleared(NamedTuple):
+    """The rank's whole cache is empty, every tier."""
+
+
+Event = BlockStored | BlockRemoved | BlocksCleared
+
+
+class EventBatch(NamedTuple):
+    """`ts`: the publisher's wall clock, seconds."""
+
+    ts: float
+    events: list[Event]
+    dp_rank: int | None
+
+
+_decode = msgspec.msgpack.Decoder().decode
+
+
+def decode_frame(parts: Sequence[bytes], max_bytes: int) -> Frame:
+    """Split one multipart message. Raises WireError."""
+    if len(parts) != 3:
+        raise WireError(DecodeFailure.FRAME_SHAPE, f"{len(parts)} parts, expected topic, sequence, payload")
+    _, seq, payload = parts
+    if len(seq) != 8:
+        raise WireError(DecodeFailure.SEQUENCE, f"sequence of {len(seq)} bytes, expected 8")
+    if len(payload) > max_bytes:
+        raise WireError(DecodeFailure.TOO_LARGE, f"payload of {len(payload)} bytes, limit {max_bytes}")
+    return Frame(int.from_bytes(seq, "big"), payload)
+
+
+def decode_batch(payload: bytes) -> EventBatch:
+    """Decode one payload wholly before anything of it is applied. Raises WireError."""
+    try:
+        batch = _decode(payload)
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise WireError(DecodeFailure.MSGPACK, str(error)) from error
+    if not isinstance(batch, list) or len(batch) < 2 or not isinstance(batch[1], list):
+        raise WireError(DecodeFailure.BATCH_SHAPE, "expected [ts, events, dp_rank]")
+    ts, raw = batch[0], batch[1]
+    rank = batch[2] if len(batch) > 2 else None
+    if isinstance(ts, bool) or not isinstance(ts, (int, float)):
+        raise WireError(DecodeFailure.BATCH_SHAPE, f"ts is {type(ts).__name__}, expected a number")
+    if len(raw) > MAX_EVENTS_PER_BATCH:
+        raise WireError(DecodeFailure.TOO_LARGE, f"{len(raw)} events, limit {MAX_EVENTS_PER_BATCH}")
+    events: list[Event] = []
+    for item in raw:
+        event = _decode_event(item)
+        if event is not None:
+            events.append(event)
+    return EventBatch(float(ts), events, rank if isinstance(rank, int) else None)
+
+
+def _decode_event(item: Any) -> Event | None:
+    if isinstance(item, dict):
+        tag, get = item.get("type"), item.get
+        if tag == "BlockStored":
+            return _stored(
+                get("block_hashes"),
+                get("parent_block_hash"),
+                get("token_ids"),
+                get("block_size"),
+                get("medium"),
+                "medium" in item,
+                get("cache_salt"),
+                get("lora_name"),
+                _has_extra_keys(get("extra_keys")),
+            )
+        if tag == "BlockRemoved":
+            return _removed(get("block_hashes"), get("medium"), "medium" in item)
+    elif isinstance(item, list) and item:
+        tag, size = item[0], len(item)
+        if tag == "BlockStored":
+            if size < 5:
+                raise WireError(DecodeFailure.EVENT_SHAPE, f"BlockStored of {size} elements, expected at least 5")
+            extra = item[7] if size > 7 else None
+            return _stored(
+                item[1],
+                item[2],
+                item[3],
+                item[4],
+                item[6] if size > 6 else None,
+                size > 6,
+                extra.get("cache_salt") if isinstance(extra, dict) else None,
+                None,
+            )
+        if tag == "BlockRemoved":
+            if size < 2:
+                raise WireError(DecodeFailure.EVENT_SHAPE, "BlockRemoved without block hashes")
+            return _removed(item[1], item[2] if size > 2 else None, size > 2)
+    else:
+        raise WireError(DecodeFailure.EVENT_SHAPE, f"event is {type(item).__name__}, expected an array or a map")
+    if tag == "AllBlocksCleared":
+        return BlocksCleared()
+    if not isinstance(tag, str):
+        raise WireError(DecodeFailure.EVENT_SHAPE, "event without a tag")
+    return None
+
+
+def _stored(
+    hashes: Any,
+    parent: Any,
+    tokens: Any,
+    block_size: Any,
+    medium: Any,
+    medium_given: bool,
+    salt: Any,
+    lora_name: Any,
+    opaque: bool = False,
+) -> BlockStored:
+    _check_hashes(hashes, "BlockStored")
+    if parent is not None and (isinstance(parent, bool) or not isinstance(parent, (int, bytes))):
+        raise WireError(DecodeFailure.EVENT_SHAPE, f"parent_block_hash is {type(parent).__name__}")
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or not 1 <= block_size <= MAX_BLOCK_SIZE:
+        raise WireError(DecodeFailure.EVENT_SHAPE, f"block_size {block_size!r} is not in 1..{MAX_BLOCK_SIZE}")
+    if not isinstance(tokens, list) or len(tokens) != block_size * len(hashes):
+        found = len(tokens) if isinstance(tokens, list) else type(tokens).__name__
+        raise WireError(DecodeFailure.TOKEN_IDS, f"{found} token ids for {len(hashes)} blocks of {block_size}")
+    return BlockStored(
+        hashes,
+        parent,
+        tokens,
+        block_size,
+        _tier(medium),
+        medium_given,
+        salt if isinstance(salt, str) and salt else None,
+        lora_name if isinstance(lora_name, str) and lora_name else None,
+        opaque,
+    )
+
+
+def _removed(hashes: Any, medium: Any, medium_given: bool) -> BlockRemoved:
+    _check_hashes(hashes, "BlockRemoved")
+    return BlockRemoved(hashes, _tier(medium) if medium_given else Tier.GPU)
+
+
+def _has_extra_keys(extra: Any) -> bool:
+    """vLLM lists one entry per block, null where the tokens alone identify it; any other shape is not trusted."""
+    return any(extra) if isinstance(extra, list) else extra is not None
+
+
+def _tier(medium: Any) -> Tier | None:
+    """A dialect without a medium knows only the device; a medium this version cannot name is nowhere."""
+    if medium is None:
+        return Tier.GPU
+    return _TIERS.get(medium) if isinstance(medium, str) else None
+
+
+def _check_hashes(hashes: Any, what: str) -> None:
+    if not isinstance(hashes, list):
+        raise WireError(DecodeFailure.EVENT_SHAPE, f"{what}.block_hashes is {type(hashes).__name__}")
+    for value in hashes:
+        if type(value) is not int and type(value) is not bytes:
+            raise WireError(DecodeFailure.EVENT_SHAPE, f"a block hash of {what} is {type(value).__name__}")

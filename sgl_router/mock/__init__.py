@@ -1,0 +1,69 @@
+"""A mock SGLang worker: the real protocols, a real prefix cache, a made-up model.
+
+Importing this package is cheap; the names below load what they need when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sgl_router.mock.config import EMBEDDED_TOKENIZER_PATH, Dialect, MockWorkerConfig, Role
+
+if TYPE_CHECKING:
+    from sgl_router.mock.faults import Fault, FaultKind, Faults, FaultScope
+    from sgl_router.mock.gate import Gate
+    from sgl_router.mock.namespace import Namespace
+    from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
+    from sgl_router.mock.radix import RadixCache
+    from sgl_router.mock.record import Outcome, RequestRecord
+    from sgl_router.mock.worker import MockWorker, shared_tokenizer
+
+__all__ = [
+    "EMBEDDED_TOKENIZER_PATH",
+    "BlocksRemoved",
+    "BlocksStored",
+    "CacheCleared",
+    "CacheOp",
+    "Dialect",
+    "Fault",
+    "FaultKind",
+    "FaultScope",
+    "Faults",
+    "Gate",
+    "Medium",
+    "MockWorker",
+    "MockWorkerConfig",
+    "Namespace",
+    "Outcome",
+    "RadixCache",
+    "RequestRecord",
+    "Role",
+    "shared_tokenizer",
+]
+
+_HOMES = {
+    "BlocksRemoved": "ops",
+    "BlocksStored": "ops",
+    "CacheCleared": "ops",
+    "CacheOp": "ops",
+    "Fault": "faults",
+    "FaultKind": "faults",
+    "FaultScope": "faults",
+    "Faults": "faults",
+    "Gate": "gate",
+    "Medium": "ops",
+    "MockWorker": "worker",
+    "Namespace": "namespace",
+    "Outcome": "record",
+    "RadixCache": "radix",
+    "RequestRecord": "record",
+    "shared_tokenizer": "worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -1,0 +1,92 @@
+"""A generation in flight on one rank: its sequences, and the queue their progress comes through."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from sgl_router.mock.answers import AnswerBook, Detokenizer, Tokenizer
+from sgl_router.mock.config import MockWorkerConfig, Role
+from sgl_router.mock.generation import Generation, Prompt
+from sgl_router.mock.pd import PrefillResult
+from sgl_router.mock.rank import RankEngine
+from sgl_router.mock.refusal import queue_full
+from sgl_router.mock.scheduler import EngineRequest, FinishReason, Progress
+from sgl_router.mock.sequence import Sequence
+
+
+class GenerationRun:
+    """Created with its answers decided; `start` queues it, `progress` follows it, `abort` ends it early."""
+
+    def __init__(self, engine: RankEngine, sequences: list[Sequence]) -> None:
+        self.engine = engine
+        self.sequences = sequences
+        self._by_request = {sequence.request: sequence for sequence in sequences}
+        self._queue: asyncio.Queue[Progress] = asyncio.Queue()
+
+    def start(self) -> None:
+        """Queue every sequence, or none: a full queue raises Refusal."""
+        for sequence in self.sequences:
+            if not self.engine.submit(sequence.request, self._queue.put_nowait):
+                self.abort()
+                raise queue_full()
+
+    def abort(self) -> None:
+        """Stop the sequences that have not ended."""
+        self.engine.abort(lambda request: request in self._by_request)
+
+    async def progress(self) -> AsyncIterator[tuple[Sequence, str]]:
+        """Each sequence that advanced with its new text, until all have ended."""
+        unfinished = len(self.sequences)
+        while unfinished:
+            step = await self._queue.get()
+            sequence = self._by_request[step.request]
+            if not sequence.tokens and not sequence.cached_tokens:
+                sequence.cached_tokens = step.request.cached_tokens
+                sequence.host_tokens = step.request.host_tokens
+            text = sequence.add(step.tokens, step.finish)
+            unfinished -= step.finish is not None
+            yield sequence, text
+
+
+async def plan_run(
+    generation: Generation,
+    engine: RankEngine,
+    config: MockWorkerConfig,
+    answers: AnswerBook,
+    tokenizer: Tokenizer,
+    prefilled: dict[str, PrefillResult],
+) -> GenerationRun:
+    """Decide every answer and build the run; `prefilled` holds what prefill workers handed over, by rid."""
+    sequences: list[Sequence] = []
+    for prompt in generation.prompts:
+        for variant in range(generation.variants):
+            length, finish = _ending(generation, prompt, config)
+            request = EngineRequest(
+                rid=prompt.rid if generation.variants == 1 else f"{prompt.rid}_{variant}",
+                prompt=prompt.tokens,
+                output=await answers.answer(prompt.tokens, variant=variant, tokens=length),
+                finish=finish,
+                namespace=generation.namespace,
+                session_id=generation.session_id,
+            )
+            sequence = Sequence(len(sequences), variant, prompt, request, Detokenizer(tokenizer))
+            handed_over = prefilled.get(prompt.rid)
+            if handed_over is not None:
+                sequence.cached_tokens = handed_over.cached_tokens
+            sequences.append(sequence)
+    return GenerationRun(engine, sequences)
+
+
+def _ending(generation: Generation, prompt: Prompt, config: MockWorkerConfig) -> tuple[int, FinishReason]:
+    """How many tokens an answer gets, and why it ends there."""
+    room = min(config.context_length, config.cache_tokens // config.page_size * config.page_size)
+    limit = room - len(prompt.tokens) - 1
+    if generation.max_tokens is not None:
+        limit = min(limit, generation.max_tokens)
+    if config.role is Role.PREFILL:
+        return min(limit, 1), FinishReason.LENGTH
+    natural = config.answer_tokens
+    if natural < limit and not (generation.ignore_eos and generation.max_tokens is not None):
+        return natural, FinishReason.STOP
+    return limit, FinishReason.LENGTH

@@ -1,0 +1,54 @@
+"""One sequence of a generation as it comes out of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+from sgl_router.mock.answers import Detokenizer
+from sgl_router.mock.generation import Prompt
+from sgl_router.mock.scheduler import EngineRequest, FinishReason
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One variant of the answer to one prompt. `cached_tokens` is what the worker reports as its hit."""
+
+    index: int
+    variant: int
+    prompt: Prompt
+    request: EngineRequest
+    detokenizer: Detokenizer
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    latest: str = ""
+    finish: FinishReason | None = None
+    cached_tokens: int = 0
+    host_tokens: int = 0
+
+    def add(self, tokens: SequenceOf[int], finish: FinishReason | None) -> str:
+        """Take in new tokens; returns the text they add."""
+        self.tokens.extend(tokens)
+        text = self.detokenizer.add(tokens)
+        if finish is not None:
+            text += self.detokenizer.rest()
+            self.finish = finish
+        self.text += text
+        self.latest = text
+        return text
+
+    @property
+    def cached_details(self) -> dict[str, int]:
+        """The hit by tier."""
+        return {"device": self.cached_tokens - self.host_tokens, "host": self.host_tokens}
+
+    def finish_info(self) -> dict[str, Any] | None:
+        """`finish_reason` in the engine's own, structured form."""
+        if self.finish is None:
+            return None
+        if self.finish is FinishReason.LENGTH:
+            return {"type": "length", "length": len(self.tokens)}
+        if self.finish is FinishReason.STOP:
+            return {"type": "stop", "matched": None}
+        return {"type": "abort", "message": "Aborted by AbortReq."}

@@ -1,0 +1,189 @@
+"""Metric families. What belongs to requests is counted here as it happens; what belongs to workers is read off the
+registry when scraped, so that a removed worker's series disappear with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sgl_router.kv_events import StreamState
+from sgl_router.workers import BreakerState, HealthState, WorkerMode
+
+if TYPE_CHECKING:
+    from sgl_router.kv_events import KvIndex
+    from sgl_router.workers import WorkerRegistry
+
+__all__ = ["CONTENT_TYPE", "Metrics"]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
+_BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
+_LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
+_BREAKER = {BreakerState.CLOSED: 0, BreakerState.OPEN: 1, BreakerState.HALF_OPEN: 2}
+
+
+class Metrics:
+    """One per process. Label values are bounded: routes are templates, models are configured, workers registered."""
+
+    def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
+        self._registry = CollectorRegistry(auto_describe=True)
+        self.requests = Counter(
+            "sgl_router_requests", "Requests received.", ("route", "method"), registry=self._registry
+        )
+        self.responses = Counter(
+            "sgl_router_responses",
+            "Responses begun, by status.",
+            ("route", "method", "status_code"),
+            registry=self._registry,
+        )
+        self.errors = Counter(
+            "sgl_router_errors", "Errors the router itself answered, by code.", ("code",), registry=self._registry
+        )
+        self.duration = Histogram(
+            "sgl_router_request_duration_seconds",
+            "From the whole request body to the end of the response.",
+            ("model_id",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.ttft = Histogram(
+            "sgl_router_ttft_seconds",
+            "From the whole request body to the first byte of a streamed answer's body.",
+            ("model_id",),
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.decision_time = Histogram(
+            "sgl_router_decision_seconds",
+            "Parsing, rendering, tokenizing, matching and choosing.",
+            ("model_id",),
+            buckets=(0.0001, 0.00025, 0.0005, *_SECONDS),
+            registry=self._registry,
+        )
+        self.overlap = Histogram(
+            "sgl_router_overlap_blocks",
+            "Blocks of the prompt that the chosen worker held.",
+            ("model_id",),
+            buckets=_BLOCKS,
+            registry=self._registry,
+        )
+        self.decisions = Counter(
+            "sgl_router_cache_aware_decisions",
+            "Decisions of the cache-aware policy, by reason.",
+            ("model_id", "decision"),
+            registry=self._registry,
+        )
+        self.stale = Counter(
+            "sgl_router_stale_requests",
+            "Requests older than the stale bound, by what was left to tell the client.",
+            ("outcome",),
+            registry=self._registry,
+        )
+        self.loop_lag = Histogram(
+            "sgl_router_event_loop_lag_seconds",
+            "How late the event loop ran a timer that was due.",
+            buckets=_LAG,
+            registry=self._registry,
+        )
+        self.draining = Gauge("sgl_router_draining", "1 while shutting down.", registry=self._registry)
+        self._registry.register(_FleetCollector(registry, index))
+
+    def render(self) -> bytes:
+        """The exposition text."""
+        return generate_latest(self._registry)
+
+
+class _FleetCollector(Collector):
+    """Workers, their load, health, breakers, event streams and cached blocks, as they are at scrape time."""
+
+    def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
+        self._workers = registry
+        self._index = index
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        workers = self._workers.all()
+        count = GaugeMetricFamily("sgl_router_workers", "Registered workers.", labels=("mode",))
+        for mode in WorkerMode:
+            count.add_metric((mode.value,), sum(worker.mode is mode for worker in workers))
+        yield count
+
+        outcomes = CounterMetricFamily(
+            "sgl_router_worker_requests",
+            "Requests sent to a worker, by how they ended.",
+            labels=("worker_url", "model_id", "mode", "outcome"),
+        )
+        load = GaugeMetricFamily(
+            "sgl_router_active_load",
+            "What a worker is working on: requests, prompt tokens still to prefill, KV blocks of running requests.",
+            labels=("worker_url", "kind"),
+        )
+        health = GaugeMetricFamily("sgl_router_worker_health", "1 if healthy.", labels=("worker_url",))
+        breaker = GaugeMetricFamily(
+            "sgl_router_worker_cb_state", "Circuit breaker: 0 closed, 1 open, 2 half-open.", labels=("worker_url",)
+        )
+        inflight = GaugeMetricFamily(
+            "sgl_router_worker_inflight_requests", "Requests in flight.", labels=("worker_url",)
+        )
+        for worker in workers:
+            url = worker.url
+            for outcome, value in worker.stats.requests.items():
+                outcomes.add_metric((url, worker.model_id, worker.mode.value, outcome), value)
+            requests = sum(target.inflight for target in worker.targets)
+            load.add_metric((url, "requests"), requests)
+            load.add_metric((url, "prefill_tokens"), sum(target.prefill_tokens for target in worker.targets))
+            load.add_metric((url, "decode_blocks"), sum(target.decode_blocks for target in worker.targets))
+            health.add_metric((url,), worker.health is HealthState.HEALTHY)
+            breaker.add_metric((url,), _BREAKER[worker.breaker.state])
+            inflight.add_metric((url,), requests)
+        yield from (outcomes, load, health, breaker, inflight)
+        yield from self._events()
+
+    def _events(self) -> Iterable[Metric]:
+        events = CounterMetricFamily(
+            "sgl_router_kv_events",
+            "Cache events applied, in blocks (cleared: times).",
+            labels=("worker_url", "dp_rank", "kind"),
+        )
+        untrusted = GaugeMetricFamily(
+            "sgl_router_kv_event_stream_untrusted",
+            "1 while a stream's claims are withheld: events were lost, or its connection broke.",
+            labels=("worker_url", "dp_rank"),
+        )
+        blocks = GaugeMetricFamily(
+            "sgl_router_kv_tree_blocks", "Blocks a rank holds.", labels=("worker_url", "dp_rank", "tier")
+        )
+        for worker in self._workers.all():
+            for rank in self._index.status(worker):
+                labels = (worker.url, str(rank.dp_rank))
+                for kind in ("stored", "removed", "cleared", "orphans", "unindexed", "skipped"):
+                    events.add_metric((*labels, kind), getattr(rank.stream.counters, kind))
+                withheld = rank.state in (StreamState.UNTRUSTED, StreamState.SUSPENDED)
+                untrusted.add_metric(labels, withheld)
+                for tier, held in rank.blocks.items():
+                    blocks.add_metric((*labels, tier), held)
+        yield from (events, untrusted, blocks)
+
+        totals = self._index.totals
+        failures = CounterMetricFamily(
+            "sgl_router_kv_event_decode_failures", "Event frames refused, by reason.", labels=("reason",)
+        )
+        for reason, value in totals.failures.items():
+            failures.add_metric((reason.value,), value)
+        yield failures
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_sequence_gaps", "Times frames were missing from a stream.", value=totals.gaps
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_missing_sequences", "Frames missing from streams.", value=totals.missing
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_publisher_resets", "Publishers seen to start anew.", value=totals.restarts
+        )

@@ -1,0 +1,106 @@
+"""What a policy is given and what it answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sgl_router.kv_events import PromptMatch
+    from sgl_router.workers import Target
+
+__all__ = ["DecisionReason", "Facts", "Policy", "RouteDecision", "Unmatched", "least_loaded"]
+
+
+class DecisionReason(str, Enum):
+    """Why a target was chosen: response header, log field and metric label."""
+
+    CACHE_HIT = "cache_hit"
+    """The deepest matched prefix was long enough."""
+    BELOW_THRESHOLD = "below_threshold"
+    """Some prefix matched, not enough of it: least load."""
+    NO_MATCH = "no_match"
+    """Nobody holds even the first block: least load."""
+    IMBALANCED = "imbalanced"
+    """Load was too uneven to look at prefixes: least load."""
+    UNMATCHABLE = "unmatchable"
+    """The prompt's blocks cannot be known here (see `Unmatched`): least load."""
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+    POWER_OF_TWO = "power_of_two"
+
+
+class Unmatched(str, Enum):
+    """Why a prompt was not looked up in the index."""
+
+    MEDIA = "media"
+    NO_TEMPLATE = "no_template"
+    TEMPLATE_ERROR = "template_error"
+    INVALID_MESSAGES = "invalid_messages"
+    CODE_ENCODER = "code_encoder"
+    NAMESPACE = "namespace"
+    """The request's cache namespace cannot be told from the events (extra_key)."""
+    NOT_ASKED = "not_asked"
+    """The policy does not look at prefixes."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a request. `match` is None where the prompt was not looked up, `unmatched` then says why."""
+
+    match: PromptMatch | None = None
+    prompt_tokens: int | None = None
+    unmatched: Unmatched | None = None
+
+
+@dataclass(frozen=True)
+class RouteDecision:
+    """A choice and why it was made. Blocks count pages of the chosen target; loads are requests in flight."""
+
+    target: Target
+    reason: DecisionReason
+    candidates: int
+    min_load: int
+    max_load: int
+    matched_blocks: int = 0
+    total_blocks: int = 0
+    page_size: int = 0
+    prompt_tokens: int | None = None
+    unmatched: Unmatched | None = None
+
+    @property
+    def matched_tokens(self) -> int:
+        return self.matched_blocks * self.page_size
+
+    @property
+    def match_rate(self) -> float:
+        """Share of the reusable blocks that the target holds, 0..1."""
+        return self.matched_blocks / self.total_blocks if self.total_blocks else 0.0
+
+
+class Policy(Protocol):
+    """Chooses one of `candidates` (never empty). Never raises, never blocks; keeps only its own small state."""
+
+    needs_prompt: bool
+    """Whether `facts.match` is looked at: if not, the prompt is not even tokenized."""
+
+    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision: ...
+
+
+def least_loaded(candidates: Sequence[Target], rng: random.Random) -> Target:
+    """Fewest requests in flight; then fewest ever processed; then longest not chosen; then by lot.
+
+    Never the first of the list: with equal counts that rule would send every first burst to one worker.
+    """
+    best: list[Target] = []
+    best_key = None
+    for target in candidates:
+        key = (target.inflight, target.processed, target.last_selected)
+        if best_key is None or key < best_key:
+            best_key, best = key, [target]
+        elif key == best_key:
+            best.append(target)
+    return best[0] if len(best) == 1 else rng.choice(best)

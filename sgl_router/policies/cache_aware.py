@@ -1,0 +1,83 @@
+"""`cache_aware_zmq`: the longest cached prefix unless load says otherwise, least load when nothing matches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .base import DecisionReason, Facts, RouteDecision, least_loaded
+
+if TYPE_CHECKING:
+    from sgl_router.workers import Target
+
+__all__ = ["CacheAwareZmq"]
+
+
+class CacheAwareZmq:
+    """(1) Load too uneven (max - min > `balance_abs_threshold` and max > `balance_rel_threshold` x min): least load.
+    (2) Best match rate > `cache_threshold`: least loaded of the targets with the deepest match. (3) Least load.
+
+    Loads are requests in flight. Depth is compared in tokens, so that workers with unlike page sizes compare.
+    """
+
+    needs_prompt = True
+
+    def __init__(
+        self,
+        rng: random.Random,
+        *,
+        cache_threshold: float,
+        balance_abs_threshold: int,
+        balance_rel_threshold: float,
+    ) -> None:
+        self._rng = rng
+        self._cache_threshold = cache_threshold
+        self._abs = balance_abs_threshold
+        self._rel = balance_rel_threshold
+
+    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+        loads = [candidate.inflight for candidate in candidates]
+        low, high = min(loads), max(loads)
+        match = facts.match
+        deepest: list[Target] = []
+        depth = 0
+        if match is not None and match.by_target:
+            for candidate in candidates:
+                prefix = match.by_target.get(candidate)
+                if prefix is None or prefix.tokens < depth:
+                    continue
+                if prefix.tokens > depth:
+                    depth, deepest = prefix.tokens, []
+                deepest.append(candidate)
+
+        if high - low > self._abs and high > self._rel * low:
+            reason, target = DecisionReason.IMBALANCED, least_loaded(candidates, self._rng)
+        elif match is None:
+            reason, target = DecisionReason.UNMATCHABLE, least_loaded(candidates, self._rng)
+        elif not deepest:
+            reason, target = DecisionReason.NO_MATCH, least_loaded(candidates, self._rng)
+        else:
+            rate = max(match.by_target[candidate].blocks / match.blocks_of(candidate) for candidate in deepest)
+            if rate > self._cache_threshold:
+                reason, target = DecisionReason.CACHE_HIT, least_loaded(deepest, self._rng)
+            else:
+                reason, target = DecisionReason.BELOW_THRESHOLD, least_loaded(candidates, self._rng)
+
+        prefix = match.by_target.get(target) if match is not None else None
+        page = prefix.page_size if prefix else target.worker.info.block_size
+        total = match.blocks_of(target) if match is not None else 0
+        if match is not None and not total and facts.prompt_tokens:
+            total = (facts.prompt_tokens - 1) // page  # nothing was heard of this target yet
+        return RouteDecision(
+            target,
+            reason,
+            candidates=len(candidates),
+            min_load=low,
+            max_load=high,
+            matched_blocks=prefix.blocks if prefix else 0,
+            total_blocks=total,
+            page_size=page,
+            prompt_tokens=facts.prompt_tokens,
+            unmatched=facts.unmatched,
+        )

@@ -1,0 +1,81 @@
+"""Everything a request handler may use, put together once per process."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sgl_router.errors import ModelNotFound
+
+if TYPE_CHECKING:
+    from sgl_router.config import Config, ModelConfig
+    from sgl_router.kv_events import KvIndex
+    from sgl_router.observability import Metrics
+    from sgl_router.policies import ActiveLoad, Policy
+    from sgl_router.proxy import UpstreamPool
+    from sgl_router.tokenization import ModelTokenizer
+    from sgl_router.workers import WorkerManager, WorkerRegistry
+
+__all__ = ["Model", "Services"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A configured model with what serves it here."""
+
+    config: ModelConfig
+    tokenizer: ModelTokenizer
+    policy: Policy
+
+    @property
+    def id(self) -> str:
+        return self.config.id
+
+
+@dataclass
+class Services:
+    """One process, one of these. `draining`: shutting down, readiness is off but requests are still served."""
+
+    config: Config
+    models: dict[str, Model]
+    registry: WorkerRegistry
+    manager: WorkerManager
+    index: KvIndex
+    load: ActiveLoad
+    pool: UpstreamPool
+    metrics: Metrics
+    worker_api_key: str | None = None
+    draining: bool = False
+    closing: bool = False
+    started_at: float = field(default_factory=time.time)
+
+    def model(self, name: str) -> tuple[Model, str | None]:
+        """The model a request names, and the LoRA adapter where it says `model:adapter`. Raises ModelNotFound."""
+        model = self.models.get(name)
+        if model is not None:
+            return model, None
+        base, colon, adapter = name.rpartition(":")
+        if colon and adapter and base in self.models:
+            return self.models[base], adapter
+        raise ModelNotFound(f"model {name[:200]!r} is not served here; known models: {sorted(self.models)}", "model")
+
+    def unready(self) -> list[str]:
+        """Why requests should not be sent here yet; empty when ready."""
+        if self.draining:
+            return ["draining: this router is shutting down"]
+        now = time.monotonic()
+        reasons = []
+        for model_id in self.models:
+            if self.registry.candidates(model_id, now):
+                continue
+            workers = self.registry.for_model(model_id)
+            if workers:
+                states = ", ".join(f"{worker.id} is {worker.health.value}" for worker in workers)
+                reasons.append(f"no healthy worker for model {model_id!r}: {states}")
+            else:
+                pending = self.manager.status()
+                detail = "; ".join(f"{one.id}: {one.last_error or 'not asked yet'}" for one in pending[:8])
+                suffix = f" ({len(pending)} configured workers do not answer yet: {detail})" if pending else ""
+                reasons.append(f"no worker registered for model {model_id!r}{suffix}")
+        return reasons

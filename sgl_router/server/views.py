@@ -1,0 +1,111 @@
+"""What the router says about itself: probes, models, workers."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from sgl_router.workers import HealthState
+
+if TYPE_CHECKING:
+    from sgl_router.kv_events import RankStatus
+    from sgl_router.workers import Worker
+
+    from .services import Services
+
+__all__ = ["models_view", "readiness_view", "workers_view"]
+
+
+def readiness_view(services: Services) -> tuple[int, dict[str, Any]]:
+    """200 while every model has a healthy worker, else 503 with the reasons."""
+    reasons = services.unready()
+    if reasons:
+        return 503, {"status": "not ready", "reasons": reasons}
+    return 200, {"status": "ready"}
+
+
+def models_view(services: Services) -> dict[str, Any]:
+    """OpenAI's list, of the configured models that some healthy worker serves."""
+    created = int(services.started_at)
+    data = []
+    for model in services.models.values():
+        if any(worker.health is HealthState.HEALTHY for worker in services.registry.for_model(model.id)):
+            entry = {"id": model.id, "object": "model", "created": created, "owned_by": "sglang", "root": model.id}
+            if model.tokenizer.max_model_len is not None:
+                entry["max_model_len"] = model.tokenizer.max_model_len
+            data.append(entry)
+    return {"object": "list", "data": data}
+
+
+def workers_view(services: Services) -> dict[str, Any]:
+    """Every registered worker, and every configured one that has not answered yet. For operators: it shows URLs."""
+    return {
+        "workers": [_worker(services, worker) for worker in services.registry.all()],
+        "pending": [
+            {
+                "id": one.id,
+                "url": one.url,
+                "attempts": one.attempts,
+                "fault": one.fault.value if one.fault else None,
+                "last_error": one.last_error,
+            }
+            for one in services.manager.status()
+        ],
+    }
+
+
+def _worker(services: Services, worker: Worker) -> dict[str, Any]:
+    streams = {status.dp_rank: status for status in services.index.status(worker)}
+    breaker = worker.breaker
+    return {
+        "id": worker.id,
+        "url": worker.url,
+        "generation": worker.generation,
+        "model_id": worker.model_id,
+        "mode": worker.mode.value,
+        "version": worker.info.version,
+        "health": worker.health.value,
+        "breaker": {
+            "state": breaker.state.value,
+            "failures": breaker.failures,
+            "would_allow": breaker.would_allow(time.monotonic()),
+        },
+        "inflight": sum(target.inflight for target in worker.targets),
+        "requests": dict(worker.stats.requests),
+        "dp_size": worker.dp_size,
+        "page_size": worker.info.block_size,
+        "ranks": [
+            {
+                "dp_rank": target.dp_rank,
+                "inflight": target.inflight,
+                "processed": target.processed,
+                "prefill_tokens": target.prefill_tokens,
+                "decode_blocks": target.decode_blocks,
+                "stream": _stream(streams.get(target.dp_rank)),
+                "blocks": streams[target.dp_rank].blocks if target.dp_rank in streams else {},
+            }
+            for target in worker.targets
+        ],
+    }
+
+
+def _stream(status: RankStatus | None) -> dict[str, Any] | None:
+    """None for a worker that publishes no events."""
+    if status is None:
+        return None
+    counters = status.stream.counters
+    return {
+        "state": status.state.value,
+        "untrusted_for": status.untrusted_for.value if status.untrusted_for else None,
+        "connected": status.connected,
+        "complete": status.complete,
+        "next_seq": status.next_seq,
+        "page_size": status.page_size,
+        "bigram": status.bigram,
+        "frames": counters.frames,
+        "gaps": counters.gaps,
+        "missing": counters.missing,
+        "restarts": counters.restarts,
+        "orphans": counters.orphans,
+        "decode_failures": {reason.value: count for reason, count in counters.failures.items()},
+    }

@@ -1,0 +1,1 @@
+"""What the lane's tests share: the daemon under test, how its answers are read, and the prompts."""

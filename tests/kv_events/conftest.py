@@ -1,0 +1,72 @@
+"""Helpers for event-stream tests: a tree with one stream, fed with decoded events or captured frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, FrameOutcome, Namespace, WireError, decode_batch
+from sgl_router.kv_events.wire import Frame
+
+
+class Follower:
+    """One stream over its own tree, driven the way the pump drives it."""
+
+    def __init__(self, page_size: int = 4, *, bigram: bool = False) -> None:
+        self.tree = BlockTree()
+        self.hashers: dict[tuple[int, bool], BlockHasher] = {}
+        self.changes = 0
+        self.stream = EventStream(
+            self.tree, self._hasher, page_size=page_size, bigram=bigram, changed=self._changed
+        )
+        self._seq = 0
+
+    def _changed(self, stream: EventStream) -> None:
+        self.changes += 1
+
+    def _hasher(self, page_size: int, bigram: bool) -> BlockHasher:
+        return self.hashers.setdefault((page_size, bigram), BlockHasher(page_size, bigram=bigram, secret=7))
+
+    def frame(self, seq: int, payload: bytes) -> FrameOutcome:
+        outcome = self.stream.observe(Frame(seq, payload))
+        if outcome is not FrameOutcome.DUPLICATE:
+            try:
+                for event in decode_batch(payload).events:
+                    self.stream.apply(event)
+            except WireError as error:
+                self.stream.failed(error)
+        return outcome
+
+    def send(self, *events: Any, seq: int | None = None) -> FrameOutcome:
+        """Encode raw events (lists or dicts, as on the wire) and feed them under the next sequence number."""
+        self._seq = self._seq if seq is None else seq
+        payload = msgspec.msgpack.encode([float(self._seq), list(events), 0])
+        self._seq += 1
+        return self.frame(self._seq - 1, payload)
+
+    def depth(self, tokens: list[int], *, device: bool = False, **namespace: str) -> int:
+        """Leading blocks of a prompt that the stream's slot holds."""
+        walk = self.tree.walk(1 << self.stream.slot)
+        for keys in self.stream.hasher.prompt(np.array(tokens, dtype=np.uint32), Namespace(**namespace)):
+            walk.feed(keys)
+        walk.finish()
+        return (walk.device_depth if device else walk.depth).get(self.stream.slot, 0)
+
+    @property
+    def held(self) -> set[tuple[int, str]]:
+        return {(key, tier.value) for key, tier in self.tree.holdings(self.stream.slot)}
+
+
+
+
+@pytest.fixture
+def follower() -> Follower:
+    return Follower()
+
+
+@pytest.fixture
+def make_follower() -> type[Follower]:
+    return Follower

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import pytest
+
+from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Untrust
+
+
+def stored(hashes: list[int], parent: int | None, tokens: list[int], size: int = 4, medium: str = "GPU", **extra: object) -> dict[str, object]:
+    return {
+        "type": "BlockStored",
+        "block_hashes": hashes,
+        "parent_block_hash": parent,
+        "token_ids": tokens,
+        "block_size": size,
+        "medium": medium,
+        **extra,
+    }
+
+
+def removed(hashes: list[int], medium: str = "GPU") -> dict[str, object]:
+    return {"type": "BlockRemoved", "block_hashes": hashes, "medium": medium}
+
+
+CLEARED = {"type": "AllBlocksCleared"}
+PROMPT = list(range(13))  # three whole blocks of four, and the token an engine always computes
+
+
+def warm(follower: object) -> None:
+    follower.send(CLEARED)  # type: ignore[attr-defined]
+    follower.send(stored([11, 12, 13], None, PROMPT[:12]))  # type: ignore[attr-defined]
+
+
+def test_a_chain_is_stored_and_matched(follower) -> None:
+    warm(follower)
+    assert follower.stream.state is StreamState.LIVE
+    assert follower.stream.complete
+    assert follower.depth(PROMPT) == 3
+    assert follower.depth(PROMPT[:9]) == 2
+    assert follower.depth([*PROMPT[:4], 99, *PROMPT[5:]]) == 1
+    assert follower.stream.blocks_held == 3
+
+
+def test_children_extend_a_parent_of_an_earlier_event(follower) -> None:
+    follower.send(CLEARED)
+    follower.send(stored([11], None, PROMPT[:4]), stored([12, 13], 11, PROMPT[4:12]))
+    assert follower.depth(PROMPT) == 3
+
+
+def test_an_unknown_parent_never_becomes_a_root(follower) -> None:
+    follower.send(CLEARED)
+    follower.send(stored([12], 999, PROMPT[:4]))
+    assert follower.depth(PROMPT) == 0
+    assert follower.stream.blocks_held == 0
+    assert follower.stream.counters.orphans == 1
+
+
+def test_a_block_is_gone_when_its_last_tier_is(follower) -> None:
+    warm(follower)
+    follower.send(stored([11, 12, 13], None, PROMPT[:12], medium="CPU_PINNED"))
+    follower.send(removed([13, 12]))
+    assert follower.depth(PROMPT) == 3
+    assert follower.depth(PROMPT, device=True) == 1
+    follower.send(removed([13], "CPU_PINNED"))
+    assert follower.depth(PROMPT) == 2
+    assert {tier.value: n for tier, n in follower.stream.held.items() if n} == {"GPU": 1, "CPU_PINNED": 2}
+
+
+def test_an_unknown_medium_is_stored_nowhere_and_removed_everywhere(follower) -> None:
+    warm(follower)
+    follower.send(stored([14], 13, [1, 2, 3, 4], medium="TAPE"))
+    assert follower.stream.blocks_held == 3
+    assert follower.stream.counters.unindexed == 1
+    follower.send(stored([13], 12, PROMPT[8:12], medium="DISK"))
+    follower.send(removed([13], "TAPE"))
+    assert follower.depth(PROMPT) == 2
+
+
+def test_clearing_empties_every_tier(follower) -> None:
+    warm(follower)
+    follower.send(stored([11], None, PROMPT[:4], medium="CPU_PINNED"))
+    follower.send(CLEARED)
+    assert follower.held == set()
+    assert follower.depth(PROMPT) == 0
+    assert sum(follower.stream.held.values()) == 0
+    follower.send(stored([11], None, PROMPT[:4]))
+    assert follower.depth(PROMPT) == 1
+
+
+def test_salts_and_adapters_are_namespaces(follower) -> None:
+    follower.send(CLEARED)
+    follower.send(stored([11], None, PROMPT[:4], cache_salt="s"), stored([21], None, PROMPT[:4], lora_name="a"))
+    assert follower.depth(PROMPT) == 0
+    assert follower.depth(PROMPT, cache_salt="s") == 1
+    assert follower.depth(PROMPT, lora_name="a") == 1
+
+
+def test_the_page_size_and_key_kind_are_learned_from_the_first_store(follower) -> None:
+    follower.send(CLEARED)
+    follower.send(stored([11], None, [[0, 1], [1, 2]], size=2))
+    assert (follower.stream.hasher.page_size, follower.stream.hasher.bigram) == (2, True)
+    assert follower.depth([0, 1, 2, 3]) == 1
+    follower.send(stored([12], None, [0, 1, 2, 3], size=4))
+    assert follower.stream.counters.unindexed == 1
+
+
+# --- sequences ------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_subscriber_is_live_but_not_complete(follower) -> None:
+    follower.send(stored([11], None, PROMPT[:4]), seq=41)
+    assert follower.stream.state is StreamState.LIVE
+    assert not follower.stream.complete
+    assert follower.depth(PROMPT) == 1
+
+
+def test_a_gap_makes_the_stream_cold_until_it_is_cleared(follower) -> None:
+    warm(follower)
+    assert follower.send(stored([11], None, PROMPT[:4]), seq=5) is FrameOutcome.GAP
+    assert follower.stream.state is StreamState.UNTRUSTED
+    assert follower.stream.untrusted_for is Untrust.GAP
+    assert (follower.stream.counters.gaps, follower.stream.counters.missing) == (1, 3)
+    follower.send(stored([12], None, PROMPT[:4]))
+    assert follower.held == set()
+    follower.send(CLEARED, stored([11], None, PROMPT[:4]))
+    assert follower.stream.state is StreamState.LIVE
+    assert follower.depth(PROMPT) == 1
+
+
+def test_a_frame_that_clears_after_a_gap_is_trusted_at_once(follower) -> None:
+    warm(follower)
+    assert follower.send(CLEARED, seq=9) is FrameOutcome.GAP
+    assert follower.stream.state is StreamState.LIVE
+    assert follower.held == set()
+
+
+def test_duplicates_are_dropped(follower) -> None:
+    warm(follower)
+    follower.send(removed([13]))
+    assert follower.send(stored([11, 12, 13], None, PROMPT[:12]), seq=1) is FrameOutcome.DUPLICATE
+    assert follower.depth(PROMPT) == 2
+    assert follower.stream.state is StreamState.LIVE
+    assert follower.send(removed([12]), seq=3) is FrameOutcome.NEXT
+
+
+def test_numbers_that_begin_again_are_a_new_process(follower) -> None:
+    warm(follower)
+    assert follower.send(stored([77], None, [9] * 4), seq=0) is FrameOutcome.RESTART
+    assert follower.depth(PROMPT) == 0
+    assert follower.depth([9] * 5) == 1
+    assert follower.stream.counters.restarts == 1
+    assert follower.send(CLEARED, seq=1) is FrameOutcome.NEXT
+
+
+def test_a_restart_whose_first_frames_were_missed_is_still_a_restart(follower) -> None:
+    warm(follower)
+    for _ in range(5):
+        follower.send(stored([14], 13, [9] * 4))
+    assert follower.send(stored([77], None, [9] * 4), seq=2) is FrameOutcome.RESTART
+    assert follower.depth(PROMPT) == 0
+    assert not follower.stream.complete
+
+
+def test_a_bad_frame_costs_the_frame_and_the_trust(follower) -> None:
+    warm(follower)
+    follower.frame(2, b"\xc1")
+    assert follower.stream.state is StreamState.UNTRUSTED
+    assert follower.stream.untrusted_for is Untrust.DECODE
+    assert follower.stream.counters.failures == {DecodeFailure.MSGPACK: 1}
+    assert follower.held == set()
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, 3, -4], [1, 2, 3, "x"], [[1, 2, 3]] * 4])
+def test_tokens_that_are_none_cost_the_frame(follower, tokens: list[object]) -> None:
+    warm(follower)
+    follower.send(stored([14], 13, tokens))  # type: ignore[arg-type]
+    if isinstance(tokens[0], list):  # another key kind than the stream's: not this cache's prefix blocks
+        assert follower.stream.counters.unindexed == 1
+    else:
+        assert follower.stream.counters.failures == {DecodeFailure.TOKEN_IDS: 1}
+        assert follower.held == set()
+
+
+# --- connection -----------------------------------------------------------------------------------------------------
+
+
+def test_after_a_reconnect_both_identity_and_continuity_must_be_shown(follower) -> None:
+    warm(follower)
+    follower.stream.suspend()
+    assert follower.stream.state is StreamState.SUSPENDED
+    follower.send(removed([13]))
+    assert follower.stream.state is StreamState.SUSPENDED  # a new process could be at this very number
+    follower.stream.confirm(same_process=True)
+    assert follower.stream.state is StreamState.LIVE
+    assert follower.depth(PROMPT) == 2
+
+
+def test_confirmed_first_then_continuous(follower) -> None:
+    warm(follower)
+    follower.stream.suspend()
+    follower.stream.confirm(same_process=True)
+    assert follower.stream.state is StreamState.SUSPENDED
+    follower.send(removed([13]))
+    assert follower.stream.state is StreamState.LIVE
+
+
+def test_a_gap_across_a_reconnect_is_a_gap(follower) -> None:
+    warm(follower)
+    follower.stream.suspend()
+    follower.stream.confirm(same_process=True)
+    assert follower.send(removed([13]), seq=4) is FrameOutcome.GAP
+    assert follower.stream.state is StreamState.UNTRUSTED
+
+
+def test_another_process_after_a_reconnect_starts_from_nothing(follower) -> None:
+    warm(follower)
+    follower.stream.suspend()
+    follower.stream.confirm(same_process=False)
+    assert follower.stream.state is StreamState.WAITING
+    assert follower.held == set()
+    follower.send(stored([5], None, PROMPT[:4]), seq=2)
+    assert follower.stream.state is StreamState.LIVE
+    assert not follower.stream.complete
+
+
+def test_a_stream_that_never_spoke_has_nothing_to_suspend(follower) -> None:
+    follower.stream.suspend()
+    assert follower.stream.state is StreamState.WAITING
+
+
+# --- the split bug of 0.5.6 -----------------------------------------------------------------------------------------
+
+
+def legacy(hashes: list[int], parent: int | None, tokens: list[int]) -> list[object]:
+    return ["BlockStored", hashes, parent, tokens, 4, None]
+
+
+def test_a_child_of_removed_blocks_brings_its_ancestors_back(follower) -> None:
+    follower.send(["AllBlocksCleared"])
+    follower.send(legacy([11], None, PROMPT[:4]), legacy([12], 11, PROMPT[4:8]), legacy([13], 12, PROMPT[8:12]))
+    follower.send(["BlockRemoved", [11]], ["BlockRemoved", [12]], ["BlockRemoved", [13]], legacy([23], 12, [9] * 4))
+    assert follower.depth(PROMPT) == 2
+    assert follower.depth([*PROMPT[:8], *[9] * 5]) == 3
+    follower.send(["BlockRemoved", [23]], ["BlockRemoved", [12]])
+    assert follower.depth(PROMPT) == 1
+
+
+def test_dialects_with_a_medium_do_not_keep_ghosts(follower) -> None:
+    warm(follower)
+    follower.send(removed([13, 12, 11]), stored([23], 12, [9] * 4))
+    assert follower.held == set()
+    assert follower.stream.counters.orphans == 1
+
+
+def test_an_engine_hash_that_changes_its_block_gives_the_old_one_up(follower) -> None:
+    warm(follower)
+    follower.send(stored([13], None, [7] * 4))
+    assert follower.depth(PROMPT) == 2
+    assert follower.depth([7] * 5) == 1
