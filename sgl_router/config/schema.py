@@ -58,6 +58,7 @@ Secs = Annotated[float, Meta(gt=0, extra=_says("a number of seconds greater than
 SecsOrZero = Annotated[float, Meta(ge=0, extra=_says("a number of seconds, 0 or more"))]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT32)]
 Bytes = Annotated[int, Meta(ge=1024, le=MAX_BYTES)]
+TurnBudget = Annotated[float, Meta(gt=0, le=100, extra=_says("milliseconds, above 0 and at most 100"))]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -180,7 +181,7 @@ class KvEventsConfig(Section, frozen=True, kw_only=True):
 
     receive_high_water_mark: Count = 100000
     max_message_bytes: Bytes = 67108864
-    max_events_per_turn: Count = 64
+    turn_budget_ms: TurnBudget = 2.0
 
 
 class Config(Section, frozen=True, kw_only=True):

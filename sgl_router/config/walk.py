@@ -140,7 +140,9 @@ def _expected(info: inspect.Type) -> str:
         noun = "an integer" if isinstance(info, inspect.IntType) else "a number"
         if info.ge is not None and info.le is not None:
             return f"{noun} from {info.ge} to {info.le}"
-        return f"{noun} of at least {info.ge}"
+        bounds = {"of at least": info.ge, "above": info.gt, "at most": info.le, "below": info.lt}
+        words = ", ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        return f"{noun} {words}".rstrip()
     if isinstance(info, inspect.StructType):
         return "a mapping with the keys " + ", ".join(field.name for field in info.fields)
     if isinstance(info, (inspect.LiteralType, inspect.EnumType)):

@@ -148,7 +148,7 @@ class GenerationParser:
             if not _token_list(ids) or not ids:
                 raise invalid("'input_ids' must be a non-empty list of token ids")
             return tuple(ids)
-        return await encode_chat(self._tokenizer, body)
+        return await encode_chat(self._tokenizer, {**body, "input_ids": None})
 
     async def _sequence(self, given: Any) -> tuple[int, ...]:
         if isinstance(given, str):

@@ -67,8 +67,12 @@ class GenerateRoutes:
         worker = self._worker
         generation = await worker.parser.parse(endpoint, record.body, record.headers)
         engine = worker.engine_for(generation)
-        record.rid, record.dp_rank = generation.prompts[0].rid, engine.rank
-        record.prompt_tokens = sum(len(prompt.tokens) for prompt in generation.prompts)
+        worker.log.accept(
+            record,
+            rid=generation.prompts[0].rid,
+            dp_rank=engine.rank,
+            prompt_tokens=sum(len(prompt.tokens) for prompt in generation.prompts),
+        )
         await worker.gate.passage()
         run = await plan_run(
             generation,

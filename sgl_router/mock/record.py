@@ -67,6 +67,11 @@ class RequestLog:
         self._tell()
         return record
 
+    def accept(self, record: RequestRecord, *, rid: str, dp_rank: int, prompt_tokens: int) -> None:
+        """Note what a request was understood as."""
+        record.rid, record.dp_rank, record.prompt_tokens = rid, dp_rank, prompt_tokens
+        self._tell()
+
     def end(self, record: RequestRecord, outcome: Outcome) -> None:
         """Note how a request ended; the first note stands."""
         if record.outcome is Outcome.PENDING:

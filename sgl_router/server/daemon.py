@@ -87,7 +87,7 @@ class Daemon:
         registry.add_listener(index)
         registry.add_listener(_ForgetConnections(pool))
         manager = WorkerManager(config, registry, discovery)
-        index.on_reconnect = lambda worker: manager.recheck(worker.url)
+        index.on_reconnect = lambda worker: None
         self._services = Services(
             config=config,
             models=models,

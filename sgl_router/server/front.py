@@ -26,6 +26,8 @@ __all__ = ["make_runner"]
 
 log = structlog.get_logger(__name__)
 
+# aiohttp warns about plain string keys from the version on that has RequestKey.
+_ID: Any = web.RequestKey("request_id", str) if hasattr(web, "RequestKey") else "request_id"
 _Serve = Callable[[Services, Inbound, Outbound], Awaitable[None]]
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -105,9 +107,9 @@ class _AiohttpOutbound:
 def _data_route(services: Services, serve: _Serve) -> _Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         headers: Headers = list(request.raw_headers)
-        out = _AiohttpOutbound(request, request["request_id"], services.closing)
+        out = _AiohttpOutbound(request, request[_ID], services.closing)
         body = await _read_body(request, services.config.server.max_body_bytes)
-        inbound = Inbound(request.method, request.path, headers, body, request["request_id"])
+        inbound = Inbound(request.method, request.path, headers, body, request[_ID])
         try:
             await serve(services, inbound, out)
         except ClientGone:
@@ -154,7 +156,7 @@ def _observe(services: Services) -> Any:
         resource = request.match_info.route.resource
         route = resource.canonical if resource is not None else "unmatched"
         method = request.method if request.method in _METHODS else "other"
-        name = request["request_id"] = request_id(list(request.raw_headers))
+        name = request[_ID] = request_id(list(request.raw_headers))
         services.metrics.requests.labels(route, method).inc()
         error: RouterError
         try:

@@ -83,8 +83,8 @@ PROBLEMS = [
         "models[0].cache_aware.balance_abs_threshold: expected an integer from 0 to 2147483647, got -1",
     ),
     (
-        {"kv_events": {"max_events_per_turn": 0}},
-        "kv_events.max_events_per_turn: expected an integer from 1 to 2147483647, got 0",
+        {"kv_events": {"turn_budget_ms": 0}},
+        "kv_events.turn_budget_ms: expected milliseconds, above 0 and at most 100, got 0",
     ),
     (k8s(port=0), "discovery.k8s.port: expected an integer from 1 to 65535, got 0"),
     # numbers

@@ -24,8 +24,8 @@ def test_streams_left_by_their_clients_are_aborted(fleet: Fleet, numbers: list[s
         for stream in streams:
             events = stream.events()
             assert len([next(events) for _ in range(10)]) == 10
-        assert sum(worker.unfinished() for worker in fleet.workers) == 3
         assert _inflight(fleet) == 3
+        until(lambda: _unfinished(fleet) == 3, "three requests in the engines", timeout=2)
         served = [fleet.by_id(stream.headers[WORKER_HEADER]) for stream in streams]
     finally:
         for stream in streams:
@@ -33,7 +33,7 @@ def test_streams_left_by_their_clients_are_aborted(fleet: Fleet, numbers: list[s
     left = time.monotonic()
     until(lambda: _inflight(fleet) == 0, "no request in flight at the router", timeout=3)
     router_secs = time.monotonic() - left
-    until(lambda: sum(w.unfinished() for w in fleet.workers) == 0, "no request in the engines", timeout=10)
+    until(lambda: _unfinished(fleet) == 0, "no request in the engines", timeout=10)
     engine_secs = time.monotonic() - left
 
     fleet.settle()
@@ -50,7 +50,7 @@ def test_buffered_request_left_by_its_client_frees_the_router(fleet: Fleet) -> N
     until(lambda: _inflight(fleet) == 1, "the request in flight")
     waiting.join()
     until(lambda: _inflight(fleet) == 0, "no request in flight at the router", timeout=3)
-    until(lambda: sum(w.unfinished() for w in fleet.workers) == 0, "no request in the engines", timeout=15)
+    until(lambda: _unfinished(fleet) == 0, "no request in the engines", timeout=15)
 
 
 def _give_up(fleet: Fleet) -> None:
@@ -64,3 +64,7 @@ def _give_up(fleet: Fleet) -> None:
 
 def _inflight(fleet: Fleet) -> int:
     return sum(view.inflight for view in fleet.router.workers().values())
+
+
+def _unfinished(fleet: Fleet) -> int:
+    return sum(worker.unfinished() for worker in fleet.workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ def test_request_goes_to_the_rank_that_holds_the_prefix(ranked: Fleet) -> None:
     """Warmed on a rank past the router, asked for through it. The engine alone would take turns between its ranks."""
     (worker,) = ranked.workers
     for rank in (1, 0, 1):
+        ranked.settle()  # generated tokens of the last answer may still be on their way
         messages = ranked.prompts.user(("rank", rank, ranked.held(worker)), 12 * ranked.page)
         before = ranked.view(worker).blocks()
         ranked.warm(worker, messages, rank=rank)
@@ -68,9 +70,11 @@ def test_repeated_prefix_sticks_to_one_rank(ranked: Fleet, numbers: list[str]) -
 
 
 def test_new_prefixes_spread_over_the_ranks(ranked: Fleet) -> None:
+    """Four at a time: the rank with fewer requests in flight gets the next one."""
     (worker,) = ranked.workers
-    for number in range(4):
-        ranked.ask(ranked.prompts.user(("spread", number), 6 * ranked.page))
+    prompts = [ranked.prompts.user(("spread", number), 6 * ranked.page) for number in range(8)]
+    with ThreadPoolExecutor(4) as clients:
+        assert len(list(clients.map(lambda prompt: ranked.ask(prompt, max_tokens=60), prompts))) == 8
     ranked.settle()
     assert all(ranked.view(worker).blocks())
 

@@ -55,7 +55,7 @@ class ScriptedWorker:
     async def listen(self) -> None:
         app = web.Application()
         app.router.add_route("*", "/{tail:.*}", self._answer)
-        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=0)
+        self._runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=0.01, handler_cancellation=True)
         await self._runner.setup()
         await web.SockSite(self._runner, self._socket).start()
 

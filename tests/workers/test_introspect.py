@@ -63,7 +63,9 @@ async def test_the_name_comes_from_the_model_list_where_the_server_gives_none(
 
 
 @pytest.mark.parametrize("dev_mode", [False, True])
-async def test_vllm_is_a_plain_worker_without_events(session: aiohttp.ClientSession, worker: Any, dev_mode: bool) -> None:
+async def test_vllm_is_a_plain_worker_without_events(
+    session: aiohttp.ClientSession, worker: Any, dev_mode: bool
+) -> None:
     worker.answers = {"/v1/models": MODELS}
     if dev_mode:
         worker.answers["/server_info"] = (200, {"vllm_config": {}})

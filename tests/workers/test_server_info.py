@@ -95,7 +95,12 @@ def test_0_5_23_block_with_replay_and_load() -> None:
     info = parse(
         version="0.5.23",
         attn_dp_size=1,
-        startup_time={"load_weight": 0.019, "scheduler_e2e": 2.09, "tokenizer_e2e": 11.5, "cuda_graph": {"decode": 0.0}},
+        startup_time={
+            "load_weight": 0.019,
+            "scheduler_e2e": 2.09,
+            "tokenizer_e2e": 11.5,
+            "cuda_graph": {"decode": 0.0},
+        },
         enable_cache_report=True,
         kv_events={
             **BLOCK,
@@ -129,7 +134,15 @@ def test_wildcard_hosts_become_the_workers_own(host: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "bigram"),
-    [(None, False), ("EAGLE", True), ("eagle3", True), ("NEXTN", True), ("STANDALONE", False), ("NGRAM", False), (7, False)],
+    [
+        (None, False),
+        ("EAGLE", True),
+        ("eagle3", True),
+        ("NEXTN", True),
+        ("STANDALONE", False),
+        ("NGRAM", False),
+        (7, False),
+    ],
 )
 def test_bigram(algorithm: Any, bigram: bool) -> None:
     assert parse(speculative_algorithm=algorithm).bigram is bigram
@@ -195,9 +208,7 @@ def test_loopback_of_another_machine_is_believed_with_a_warning() -> None:
         kv_events={**BLOCK, "endpoint_host": "127.0.0.1"},
         kv_events_config=launch(endpoint="tcp://127.0.0.1:15600", bind=True, replay_endpoint="tcp://127.0.0.1:15700"),
     )
-    assert info.kv_source == KvEventSource(
-        "127.0.0.1", 15600, "kv", replay_port_base=15700, replay_host="127.0.0.1"
-    )
+    assert info.kv_source == KvEventSource("127.0.0.1", 15600, "kv", replay_port_base=15700, replay_host="127.0.0.1")
     assert ["KV event" in info.notes[0], "replay" in info.notes[1], len(info.notes)] == [True, True, 2]
 
 
@@ -334,7 +345,9 @@ def test_model_list() -> None:
     assert parse_model_list(b'{"data": [{"id": "a", "root": null}]}') == ("a", None)
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"data": []}', b'{"data": [{}]}', b'{"data": [{"id": 7}]}', b'{"data": 1}', b"-"])
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"data": []}', b'{"data": [{}]}', b'{"data": [{"id": 7}]}', b'{"data": 1}', b"-"]
+)
 def test_unusable_model_lists(body: bytes) -> None:
     with pytest.raises(IntrospectionError):
         parse_model_list(body)

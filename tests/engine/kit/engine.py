@@ -17,7 +17,7 @@ from kit.worker import WorkerClient
 
 SHIM = Path(__file__).resolve().parent / "shim"
 MODEL = "tiny"
-_STARTUP_SECS = 180.0
+_STARTUP_SECS = 300.0  # 25 s on two idle cores; imports are what takes long on busy ones
 
 
 class EngineError(RuntimeError):
@@ -83,6 +83,8 @@ class Engine(WorkerClient):
             "--device=cpu", "--dtype=bfloat16", "--attention-backend=torch_native", "--sampling-backend=pytorch",
             "--grammar-backend=none", "--disable-cuda-graph", "--disable-overlap-schedule",
             "--mem-fraction-static=0.2", "--max-running-requests=8", "--skip-server-warmup",
+            # An idle scheduler spins otherwise, and every worker would keep a core busy.
+            "--sleep-on-idle",
             # Evictions and finished outputs reach the stream at the next decode step, not up to 40 steps later.
             "--decode-log-interval=1",
             f"--kv-events-config={json.dumps(events)}",
@@ -90,7 +92,8 @@ class Engine(WorkerClient):
         ]  # fmt: skip
 
     def environ(self) -> dict[str, str]:
-        inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHONHOME", "VIRTUAL_ENV")}
+        # SGLang takes every SGL_* variable for one of its own old names and complains.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SGL_", "PYTHON", "VIRTUAL_ENV"))}
         cache = self.environment.path / "cache"
         cores = os.cpu_count() or 1
         return {

@@ -1,0 +1,111 @@
+"""`sgl-router demo`: mock workers and a router in one process, and with `--drive` a workload to watch."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+
+from sgl_router.config import (
+    Config,
+    DiscoveryConfig,
+    HealthConfig,
+    ModelConfig,
+    ObservabilityConfig,
+    PolicyName,
+    ServerConfig,
+    StaticUrlsConfig,
+)
+from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig
+from sgl_router.observability import configure_logging
+from sgl_router.server.daemon import Daemon, StartupError
+from sgl_router.workers import worker_id
+
+from .drive import Workload, drive
+from .serve import new_event_loop
+
+__all__ = ["run_demo"]
+
+MODEL = "mock-model"
+_READY_SECS = 30.0
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Start everything; until Ctrl-C, or with `--drive` until the workload is done. Returns the exit status."""
+    loop = new_event_loop()
+    try:
+        return loop.run_until_complete(_demo(options))
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        loop.close()
+
+
+async def _demo(options: argparse.Namespace) -> int:
+    # With a table to print, the request log would only be in its way.
+    configure_logging("error" if options.drive else "info", "text")
+    _say(f"starting {options.workers} mock workers and the router ...")
+    async with contextlib.AsyncExitStack() as stack:
+        workers = [MockWorker(MockWorkerConfig(model_id=MODEL)) for _ in range(options.workers)]
+        for worker in workers:
+            await stack.enter_async_context(worker)
+        daemon = Daemon(_config(options, [worker.url for worker in workers]))
+        try:
+            await daemon.start()
+        except StartupError as error:
+            print(f"sgl-router: {error}", file=sys.stderr)
+            return 2
+        stack.push_async_callback(daemon.stop)
+        await _until_ready(daemon)
+        for worker in workers:
+            await worker.subscribed(timeout=_READY_SECS)
+        names = {worker_id(worker.url): f"worker-{number}" for number, worker in enumerate(workers)}
+        if options.drive:
+            workload = Workload(conversations=options.conversations, turns=options.turns, seed=1)
+            return await drive(daemon.url, MODEL, workload, names)
+        _say(f"ready: {daemon.url}  (policy {options.policy}; workers {', '.join(w.url for w in workers)})")
+        _say("\ntry it:\n")
+        _say(_curl(daemon.url))
+        _say(f"\nlook inside: {daemon.url}/workers  {daemon.url}/metrics\nCtrl-C stops everything.\n")
+        await _until_interrupted()
+        _say("stopping ...")
+    return 0
+
+
+def _config(options: argparse.Namespace, urls: list[str]) -> Config:
+    return Config(
+        server=ServerConfig(port=options.port),
+        observability=ObservabilityConfig(),
+        models=[ModelConfig(id=MODEL, tokenizer_path=EMBEDDED_TOKENIZER_PATH, policy=PolicyName(options.policy))],
+        discovery=DiscoveryConfig(static_urls=StaticUrlsConfig(urls=urls)),
+        health=HealthConfig(interval_secs=1.0),
+    )
+
+
+async def _until_ready(daemon: Daemon) -> None:
+    for _ in range(int(_READY_SECS / 0.02)):
+        if not daemon.services.unready():
+            return
+        await asyncio.sleep(0.02)
+    raise RuntimeError(f"the demo's workers were not ready: {daemon.services.unready()}")
+
+
+async def _until_interrupted() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()
+
+
+def _curl(url: str) -> str:
+    return (
+        f"  curl -i {url}/v1/chat/completions -H 'content-type: application/json' -d '"
+        f'{{"model": "{MODEL}", "messages": [{{"role": "user", "content": "Tell me about prefix caches."}}]}}\''
+    )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
