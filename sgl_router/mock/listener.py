@@ -46,12 +46,14 @@ class HttpListener:
     async def start(self) -> None:
         """Begin to accept connections; the port is then known and stays."""
         await self._runner.setup()
-        await self.reopen()
+        await self._listen(patient=False)
 
     async def reopen(self) -> None:
         """Accept connections again, waiting a moment for the port to be free."""
-        if self._server is not None:
-            return
+        if self._server is None:
+            await self._listen(patient=True)
+
+    async def _listen(self, *, patient: bool) -> None:
         factory = self._runner.server
         if factory is None:
             raise RuntimeError("the listener was not started")
@@ -63,7 +65,7 @@ class HttpListener:
                 )
                 break
             except OSError:
-                if not self.port or time.monotonic() > deadline:
+                if not patient or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(_REBIND_RETRY_SECS)
         self.port = self._server.sockets[0].getsockname()[1]

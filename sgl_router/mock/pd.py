@@ -34,15 +34,19 @@ class PrefillResult:
 
 
 class BootstrapServer:
-    """The prefill worker's meeting point: rooms are filled when their prefill is done."""
+    """The prefill worker's meeting point: rooms are filled when their prefill is done.
+
+    `waiting` is the number of decode workers asking now.
+    """
 
     def __init__(self, config: MockWorkerConfig, port: int) -> None:
         self._config = config
+        self.waiting = 0
         self._rooms: OrderedDict[int, asyncio.Future[PrefillResult]] = OrderedDict()
         app = web.Application()
         app.router.add_get("/health", self._health)
         app.router.add_get("/route", self._route)
-        app.router.add_get("/mock/rooms/{room}", self._wait_for_room)
+        app.router.add_post("/mock/rooms/{room}", self._wait_for_room)
         self._listener = HttpListener(app, config.host, port)
 
     @property
@@ -89,7 +93,11 @@ class BootstrapServer:
         )
 
     async def _wait_for_room(self, request: web.Request) -> web.Response:
-        result = await asyncio.shield(self._room(int(request.match_info["room"])))
+        self.waiting += 1
+        try:
+            result = await asyncio.shield(self._room(int(request.match_info["room"])))
+        finally:
+            self.waiting -= 1
         return web.json_response({"cached_tokens": result.cached_tokens})
 
 
@@ -112,7 +120,8 @@ class DecodeLink:
         port = bootstrap.port or self._own_bootstrap_port
         url = f"http://{bootstrap.host}:{port}/mock/rooms/{bootstrap.room}"
         try:
-            async with self._session.get(url) as response:
+            # Not a GET: those are retried on a new connection when the first one is lost.
+            async with self._session.post(url) as response:
                 response.raise_for_status()
                 body = await response.json()
         except (aiohttp.ClientConnectorError, aiohttp.InvalidURL) as error:

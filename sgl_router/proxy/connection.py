@@ -38,6 +38,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_done = False
         self._complete = False
         self._until_close = False
+        self._surplus = False
         self._head_bytes = 0
         self.closed = False
         self.status = 0
@@ -83,7 +84,7 @@ class UpstreamConnection(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether the exchange ended cleanly and the worker keeps the connection open."""
-        return not self.closed and self._complete and not self._busy
+        return not self.closed and self._complete and not self._busy and not self._chunks
 
     def close(self) -> None:
         """Drop the connection at once; the worker sees the client gone. Idempotent."""
@@ -147,13 +148,19 @@ class UpstreamConnection(asyncio.Protocol):
     # --- httptools ----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self.headers = []
+        if self._complete:
+            self._surplus = True  # a second answer to one request: whose it is cannot be told
+            self.close()
+        else:
+            self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._head_done:  # later ones are trailers: nothing behind the router reads them
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._surplus:
+            return
         status = self._parser.get_status_code()
         if status < 200:
             return  # 100 Continue, 103 Early Hints: the answer proper follows
@@ -169,6 +176,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_done = True
 
     def on_body(self, body: bytes) -> None:
+        if self._surplus:
+            return
         self._chunks.append(body)
         self._buffered += len(body)
 

@@ -88,6 +88,8 @@ class Rig:
         async with self.session.get(self.url + path) as response:
             return Answer(response.status, response.headers, await response.read())
 
+    until = staticmethod(until)
+
     def idle_load(self) -> bool:
         """Nothing in flight, anywhere."""
         targets = [target for worker in self.services.registry.all() for target in worker.targets]

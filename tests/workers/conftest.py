@@ -34,6 +34,7 @@ class ScriptedWorker:
         }
         self.drop: set[str] = set()
         self.hang: set[str] = set()
+        self.redirect: str | None = None
         self.calls: Counter[str] = Counter()
         self.authorization: list[str | None] = []
         self._runner: web.AppRunner | None = None
@@ -78,6 +79,8 @@ class ScriptedWorker:
             request.transport.abort()
         if request.path in self.hang:
             await asyncio.Event().wait()
+        if self.redirect is not None:
+            raise web.HTTPTemporaryRedirect(self.redirect + request.path)
         status, body = self.answers.get(request.path, (404, {"detail": "Not Found"}))
         if isinstance(body, bytes):
             return web.Response(status=status, body=body)

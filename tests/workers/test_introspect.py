@@ -90,6 +90,16 @@ async def test_statuses(session: aiohttp.ClientSession, worker: Any, status: int
     assert await fault_of(session, worker.url) == (fault, f"HTTP {status} from /server_info")
 
 
+async def test_the_key_does_not_follow_a_redirect(
+    session: aiohttp.ClientSession, worker: Any, make_worker: Callable[[], Any]
+) -> None:
+    elsewhere = make_worker()
+    await elsewhere.listen()
+    worker.redirect = elsewhere.url
+    fault, _ = await fault_of(session, worker.url, api_key="k3y")
+    assert fault is WorkerFault.BAD_STATUS and not elsewhere.calls
+
+
 async def test_a_missing_and_a_wrong_key_read_differently(session: aiohttp.ClientSession, worker: Any) -> None:
     worker.answers["/server_info"] = (401, {"error": "Unauthorized"})
     fault, missing = await fault_of(session, worker.url)

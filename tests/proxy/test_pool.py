@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from sgl_router.errors import ConnectFailed, UpstreamBodyIncomplete, UpstreamUnreachable
+from sgl_router.proxy import UpstreamExchange, UpstreamPool
+from sgl_router.proxy.pool import IDLE_SECS
+
+
+def answer(body: bytes = b"ok", status: str = "200 OK", headers: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+def saying(*pieces: bytes, close: bool = False):
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
+        if close:
+            writer.close()
+
+    return script
+
+
+async def post(pool: UpstreamPool, url: str, body: bytes = b"{}") -> UpstreamExchange:
+    return await pool.open(url, b"POST", b"/v1/x", [(b"content-type", b"application/json")], body)
+
+
+async def read_all(exchange: UpstreamExchange) -> bytes:
+    body = b""
+    with exchange:
+        while (chunk := await exchange.read()) is not None:
+            body += chunk
+    return body
+
+
+async def test_request_and_answer(pool, upstream) -> None:
+    server = await upstream(saying(answer(b"hello", headers="X-A: 1\r\nX-A: 2\r\n")))
+    exchange = await post(pool, server.url, b'{"a":1}')
+    assert (exchange.status, exchange.content_length) == (200, 5)
+    assert [value for name, value in exchange.headers if name == b"X-A"] == [b"1", b"2"]
+    assert await read_all(exchange) == b"hello"
+    head, body = server.requests[0]
+    assert body == b'{"a":1}'
+    assert head.startswith(b"POST /v1/x HTTP/1.1\r\nhost: 127.0.0.1:")
+    assert b"content-length: 7\r\n" in head
+
+
+async def test_connections_are_reused(pool, upstream) -> None:
+    server = await upstream(saying(answer()))
+    for _ in range(5):
+        assert await read_all(await post(pool, server.url)) == b"ok"
+    assert server.connections == 1
+
+
+async def test_concurrent_exchanges_have_a_connection_each(pool, upstream) -> None:
+    server = await upstream(saying(answer()))
+    first, second = await asyncio.gather(post(pool, server.url), post(pool, server.url))
+    assert await read_all(first) == await read_all(second) == b"ok"
+    assert server.connections == 2
+    assert await read_all(await post(pool, server.url)) == b"ok"
+    assert server.connections == 2
+
+
+async def test_idle_connections_do_not_outlive_the_workers_patience(upstream) -> None:
+    now = 0.0
+    pool = UpstreamPool(clock=lambda: now)
+    server = await upstream(saying(answer()))
+    await read_all(await post(pool, server.url))
+    now = IDLE_SECS + 0.1
+    await read_all(await post(pool, server.url))
+    assert server.connections == 2
+    pool.close()
+
+
+@pytest.mark.parametrize("framing", ["Connection: close\r\n", ""])
+async def test_a_connection_the_worker_closes_is_not_reused(pool, upstream, framing: str) -> None:
+    server = await upstream(saying(answer(headers=framing), close=True))
+    assert await read_all(await post(pool, server.url)) == b"ok"
+    assert await read_all(await post(pool, server.url)) == b"ok"
+    assert server.connections == 2
+
+
+async def test_an_unread_answer_drops_the_connection(pool, upstream) -> None:
+    server = await upstream(saying(answer(b"x" * 100_000)))
+    with await post(pool, server.url):
+        pass
+    assert len(await read_all(await post(pool, server.url))) == 100_000
+    assert server.connections == 2
+
+
+async def test_chunked_bodies_and_trailers(pool, upstream) -> None:
+    server = await upstream(
+        saying(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"5\r\nhello\r\n6;ext=1\r\n world\r\n",
+            b"0\r\nX-Trailer: t\r\n\r\n",
+        )
+    )
+    exchange = await post(pool, server.url)
+    assert await read_all(exchange) == b"hello world"
+    assert all(name != b"X-Trailer" for name, _ in exchange.headers)
+    await read_all(await post(pool, server.url))
+    assert server.connections == 1
+
+
+async def test_a_body_without_framing_ends_with_the_connection(pool, upstream) -> None:
+    server = await upstream(saying(b"HTTP/1.1 200 OK\r\n\r\nall", b" of it", close=True))
+    assert await read_all(await post(pool, server.url)) == b"all of it"
+
+
+async def test_interim_answers_are_skipped(pool, upstream) -> None:
+    server = await upstream(
+        saying(b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", answer(b"final"))
+    )
+    exchange = await post(pool, server.url)
+    assert exchange.status == 200
+    assert [name for name, _ in exchange.headers] == [b"Content-Length"]
+    assert await read_all(exchange) == b"final"
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+async def test_answers_without_a_body(pool, upstream, status: str) -> None:
+    server = await upstream(saying(f"HTTP/1.1 {status}\r\n\r\n".encode()))
+    for _ in range(2):
+        assert await read_all(await post(pool, server.url)) == b""
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_a_body_that_breaks_off(pool, upstream, piece: bytes) -> None:
+    server = await upstream(saying(piece, close=True))
+    with pytest.raises(UpstreamBodyIncomplete):
+        await read_all(await post(pool, server.url))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"",
+        b"HTTP/1.1 20",
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: " + b"y" * 70_000,
+    ],
+)
+async def test_what_is_no_answer(pool, upstream, piece: bytes) -> None:
+    server = await upstream(saying(piece, close=True))
+    with pytest.raises(UpstreamUnreachable) as caught:
+        await post(pool, server.url)
+    assert not isinstance(caught.value, ConnectFailed)
+    assert server.url.rpartition(":")[2] not in caught.value.message
+
+
+async def test_nobody_listens(pool) -> None:
+    with pytest.raises(ConnectFailed):
+        await post(pool, "http://127.0.0.1:1")
+
+
+async def test_a_stale_kept_connection_is_replaced_once(pool, upstream) -> None:
+    served = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        if served == 2:  # the second request meets a connection that is being closed
+            writer.transport.abort()
+            return
+        writer.write(answer())
+
+    server = await upstream(script)
+    await read_all(await post(pool, server.url))
+    assert await read_all(await post(pool, server.url)) == b"ok"
+    assert server.connections == 2
+
+
+async def test_a_fresh_connection_that_breaks_is_not_retried(pool, upstream) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server = await upstream(script)
+    with pytest.raises(UpstreamUnreachable):
+        await post(pool, server.url)
+    assert len(server.requests) == 1
+
+
+async def test_words_nobody_asked_for_close_the_connection(pool, upstream) -> None:
+    server = await upstream(saying(answer() + answer(b"smuggled")))
+    assert await read_all(await post(pool, server.url)) == b"ok"
+    assert await read_all(await post(pool, server.url)) == b"ok"
+    assert server.connections == 2
+
+
+async def test_a_forgotten_worker_keeps_no_connection(pool, upstream) -> None:
+    server = await upstream(saying(answer()))
+    exchange = await post(pool, server.url)
+    pool.forget(server.url)
+    assert await read_all(exchange) == b"ok"
+    await read_all(await post(pool, server.url))
+    assert server.connections == 2
+
+
+async def test_reading_stops_while_nobody_takes_the_answer(pool, upstream) -> None:
+    sent = 0
+    total = 64 << 20
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % total)
+        while sent < total:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            sent += 65536
+
+    server = await upstream(script)
+    exchange = await post(pool, server.url)
+    before = -1
+    while sent != before:  # until the worker is stuck
+        before = sent
+        await asyncio.sleep(0.1)
+    assert sent < total / 2  # the rest of what it got rid of lies in kernel buffers
+    assert len(await read_all(exchange)) == total
