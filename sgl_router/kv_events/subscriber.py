@@ -69,6 +69,9 @@ class Subscriber:
         self._loop.add_reader(self._fds[0], self._on_readable)
         self._loop.add_reader(self._fds[1], self._on_monitor)
         socket.connect(endpoint)
+        # libzmq signals only a mailbox whose owner has found it empty: look once, or the first edge may never come.
+        self._loop.call_soon(self._on_monitor)
+        self._loop.call_soon(self._on_readable)
 
     def receive(self) -> list[bytes] | None:
         """The next message's parts, None when nothing is waiting (or the subscriber is closed)."""

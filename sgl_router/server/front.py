@@ -46,17 +46,22 @@ def make_runner(services: Services) -> web.AppRunner:
     app.router.add_get("/workers", _view(lambda: (200, workers_view(services))))
     app.router.add_get("/metrics", _metrics(services))
     return web.AppRunner(
-        app, access_log=None, handler_cancellation=True, auto_decompress=False, keepalive_timeout=75.0
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,
+        keepalive_timeout=75.0,
+        shutdown_timeout=0.25,  # the grace for requests in flight is over when the server is torn down
     )
 
 
 class _AiohttpOutbound:
     """An Outbound over one aiohttp request."""
 
-    def __init__(self, request: web.Request, request_id: str, close: bool) -> None:
+    def __init__(self, request: web.Request, request_id: str, services: Services) -> None:
         self._request = request
         self._request_id = request_id
-        self._close = close
+        self._services = services
         self.response: web.StreamResponse | None = None
 
     @property
@@ -84,7 +89,7 @@ class _AiohttpOutbound:
             self._request.transport.abort()
 
     async def _prepare(self, response: web.StreamResponse) -> None:
-        if self._close:
+        if self._services.closing:
             response.force_close()
         self.response = response
         await self._guard(response.prepare(self._request))
@@ -107,7 +112,7 @@ class _AiohttpOutbound:
 def _data_route(services: Services, serve: _Serve) -> _Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         headers: Headers = list(request.raw_headers)
-        out = _AiohttpOutbound(request, request[_ID], services.closing)
+        out = _AiohttpOutbound(request, request[_ID], services)
         body = await _read_body(request, services.config.server.max_body_bytes)
         inbound = Inbound(request.method, request.path, headers, body, request[_ID])
         try:

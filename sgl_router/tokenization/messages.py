@@ -7,6 +7,7 @@ known keys in a known order: `role, content, tool_call_id, name, phase, reasonin
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ class NormalizedMessages(NamedTuple):
 _GENERIC_ROLES = ("system", "assistant", "tool", "function", "developer", "latest_reminder", "root")
 _ROLES_DECLARING_TOOLS = frozenset({"root", "system", "developer"})
 _PHASES = ("commentary", "final_answer")
+_LONG_NUMBER = re.compile(r"[0-9]{19}")
 _MEDIA_PARTS = frozenset({"image_url", "video_url", "audio_url", "input_audio"})
 
 
@@ -201,4 +203,17 @@ def _parse_arguments(text: str, path: str) -> dict[str, Any]:
         raise invalid(path, "must be valid JSON") from None
     if not isinstance(arguments, dict):
         raise invalid(path, f"must be a JSON object, got {type_name(arguments)}")
+    if _LONG_NUMBER.search(text):
+        arguments = {key: _as_the_engine_parses(value) for key, value in arguments.items()}
     return arguments
+
+
+def _as_the_engine_parses(value: Any) -> Any:
+    """Integers that need more than 64 bits as the floats the engine's JSON parser makes of them."""
+    if isinstance(value, dict):
+        return {key: _as_the_engine_parses(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_as_the_engine_parses(item) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        return float(value)
+    return value

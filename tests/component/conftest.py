@@ -144,7 +144,11 @@ async def rig() -> AsyncIterator[MakeRig]:
         )
 
         async def make(
-            workers: int = 1, *, worker: dict[str, Any] | None = None, wait: bool = True, urls: list[str] | None = None,
+            workers: int = 1,
+            *,
+            worker: dict[str, Any] | None = None,
+            wait: bool = True,
+            urls: list[str] | None = None,
             **over: Any,
         ) -> Rig:
             settings = msgspec.convert({"model_id": MODEL, "speed": math.inf, **(worker or {})}, MockWorkerConfig)

@@ -227,7 +227,9 @@ async def test_a_worker_that_restarts_is_another_one(rig) -> None:
     assert (await fleet.ask(prompt)).decision["reason"] == "cache_hit"
     before = fleet.worker(0)
     await fleet.workers[0].restart_in_place()
-    await fleet.until(lambda: fleet.worker(0) is not None and fleet.worker(0).generation > before.generation, "re-registered")
+    await fleet.until(
+        lambda: fleet.worker(0) is not None and fleet.worker(0).generation > before.generation, "re-registered"
+    )
     await fleet.ready()
     assert (await fleet.ask(prompt)).decision["reason"] == "no_match"
     assert before.removed

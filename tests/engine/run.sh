@@ -15,6 +15,7 @@ if [ "$own_workers" = 1 ]; then
 fi
 
 cd "$here/../.."
-# pyproject.toml keeps this folder out of the everyday run: its addopts are replaced here.
+# pyproject.toml keeps this folder out of the everyday run and holds tests to a minute: both are replaced here, for
+# the first test of a session waits for workers to start.
 exec "$python" -m pytest tests/engine -p no:cacheprovider \
-  -o addopts="--import-mode=importlib -ra --strict-markers" --durations=5 "$@"
+  -o addopts="--import-mode=importlib -ra --strict-markers" -o timeout=420 --durations=5 "$@"

@@ -27,8 +27,10 @@ def _ranked(environment: Environment, log_dir: Path) -> Iterator[Fleet]:
         try:
             router.start()
             made = Fleet(router, [engine], engine.page_size)
-            yield made
-            made.close()
+            try:
+                yield made
+            finally:
+                made.close()
         finally:
             router.close()
 

@@ -19,9 +19,7 @@ class Follower:
         self.tree = BlockTree()
         self.hashers: dict[tuple[int, bool], BlockHasher] = {}
         self.changes = 0
-        self.stream = EventStream(
-            self.tree, self._hasher, page_size=page_size, bigram=bigram, changed=self._changed
-        )
+        self.stream = EventStream(self.tree, self._hasher, page_size=page_size, bigram=bigram, changed=self._changed)
         self._seq = 0
 
     def _changed(self, stream: EventStream) -> None:
@@ -58,8 +56,6 @@ class Follower:
     @property
     def held(self) -> set[tuple[int, str]]:
         return {(key, tier.value) for key, tier in self.tree.holdings(self.stream.slot)}
-
-
 
 
 @pytest.fixture

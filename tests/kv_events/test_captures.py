@@ -36,7 +36,13 @@ def tokens_of(step: dict[str, Any]) -> list[int]:
     raise AssertionError("no tokens in this step")
 
 
-RADIX = ["radix_0.5.6_page16", "radix_0.5.12_page1", "radix_0.5.12_page16", "radix_0.5.18_page16", "radix_0.5.20_page16"]
+RADIX = [
+    "radix_0.5.6_page16",
+    "radix_0.5.12_page1",
+    "radix_0.5.12_page16",
+    "radix_0.5.18_page16",
+    "radix_0.5.20_page16",
+]
 
 
 @pytest.mark.parametrize("name", RADIX)

@@ -13,7 +13,9 @@ def prompt_keys(hasher: BlockHasher, tokens: list[int], *, piece: int = 1 << 30,
     return [key for keys in hasher.prompt(ids, Namespace(**namespace), piece=piece) for key in keys]
 
 
-@pytest.mark.parametrize(("page", "length", "blocks"), [(16, 64, 3), (16, 65, 4), (16, 16, 0), (1, 10, 9), (1, 1, 0), (4, 0, 0)])
+@pytest.mark.parametrize(
+    ("page", "length", "blocks"), [(16, 64, 3), (16, 65, 4), (16, 16, 0), (1, 10, 9), (1, 1, 0), (4, 0, 0)]
+)
 def test_the_last_token_is_never_part_of_a_reusable_block(page: int, length: int, blocks: int) -> None:
     assert BlockHasher(page).prompt_blocks(length) == blocks
     assert len(prompt_keys(BlockHasher(page), list(range(length)))) == blocks

@@ -5,7 +5,9 @@ import pytest
 from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Untrust
 
 
-def stored(hashes: list[int], parent: int | None, tokens: list[int], size: int = 4, medium: str = "GPU", **extra: object) -> dict[str, object]:
+def stored(
+    hashes: list[int], parent: int | None, tokens: list[int], size: int = 4, medium: str = "GPU", **extra: object
+) -> dict[str, object]:
     return {
         "type": "BlockStored",
         "block_hashes": hashes,

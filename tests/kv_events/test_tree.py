@@ -70,16 +70,19 @@ def test_a_retired_slot_is_swept_before_it_is_handed_out_again() -> None:
 
 
 _ops = st.lists(
-    st.tuples(st.sampled_from(["store", "remove", "retire"]), st.integers(0, 3), st.sampled_from(list(Tier)), st.integers(0, 6)),
+    st.tuples(
+        st.sampled_from(["store", "remove", "retire"]),
+        st.integers(0, 3),
+        st.sampled_from(list(Tier)),
+        st.integers(0, 6),
+    ),
     max_size=60,
 )
 
 
 @settings(max_examples=200)
 @given(_ops, st.lists(st.integers(0, 6), max_size=8, unique=True), st.integers(1, 3))
-def test_the_walk_equals_a_set_per_slot(
-    ops: list[tuple[str, int, Tier, int]], prompt: list[int], piece: int
-) -> None:
+def test_the_walk_equals_a_set_per_slot(ops: list[tuple[str, int, Tier, int]], prompt: list[int], piece: int) -> None:
     tree = BlockTree()
     slots = [tree.acquire() for _ in range(4)]
     model: dict[int, set[tuple[int, Tier]]] = {index: set() for index in range(4)}

@@ -91,7 +91,14 @@ def test_maps_decode_with_unknown_keys_ignored() -> None:
 
 @pytest.mark.parametrize(
     ("medium", "tier"),
-    [("GPU", Tier.GPU), ("CPU", Tier.CPU_PINNED), ("STORAGE", Tier.EXTERNAL), (None, Tier.GPU), ("TAPE", None), (7, None)],
+    [
+        ("GPU", Tier.GPU),
+        ("CPU", Tier.CPU_PINNED),
+        ("STORAGE", Tier.EXTERNAL),
+        (None, Tier.GPU),
+        ("TAPE", None),
+        (7, None),
+    ],
 )
 def test_media_have_tiers_and_unknown_ones_none(medium: object, tier: Tier | None) -> None:
     base = {"type": "BlockRemoved", "block_hashes": [1], "medium": medium}
@@ -173,7 +180,9 @@ def test_arbitrary_bytes_raise_only_wire_errors(payload: bytes) -> None:
 
 
 _scalar = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(max_size=5) | st.binary(max_size=5)
-_value = st.recursive(_scalar, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3))
+_value = st.recursive(
+    _scalar, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
 
 
 @settings(max_examples=300)

@@ -24,7 +24,12 @@ def test_hop_by_hop_headers_stay_behind_in_both_directions() -> None:
 
 
 def test_a_workers_own_headers_reach_the_client() -> None:
-    answered = [(b"Content-Type", b"text/event-stream"), (b"Server", b"uvicorn"), (b"X-Request-Id", b"its"), (b"Retry-After", b"2")]
+    answered = [
+        (b"Content-Type", b"text/event-stream"),
+        (b"Server", b"uvicorn"),
+        (b"X-Request-Id", b"its"),
+        (b"Retry-After", b"2"),
+    ]
     assert relay_headers(answered) == [
         (b"content-type", b"text/event-stream"),
         (b"server", b"uvicorn"),

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -35,6 +35,7 @@ class ScriptedWorker:
         self.drop: set[str] = set()
         self.hang: set[str] = set()
         self.redirect: str | None = None
+        self.statuses: dict[str, Iterator[int]] = {}  # used up first, one per request
         self.calls: Counter[str] = Counter()
         self.authorization: list[str | None] = []
         self._runner: web.AppRunner | None = None
@@ -82,6 +83,7 @@ class ScriptedWorker:
         if self.redirect is not None:
             raise web.HTTPTemporaryRedirect(self.redirect + request.path)
         status, body = self.answers.get(request.path, (404, {"detail": "Not Found"}))
+        status = next(self.statuses.get(request.path, iter(())), status)
         if isinstance(body, bytes):
             return web.Response(status=status, body=body)
         return web.json_response(body, status=status)

@@ -240,6 +240,17 @@ async def test_fewer_failures_than_the_threshold_change_nothing(make_fleet: Any,
     assert fleet.registry.get(worker.url) is first and first.health is HEALTHY
 
 
+async def test_scattered_failures_do_not_add_up_while_introspection_fails(
+    make_fleet: Any, worker: Any, until: Any
+) -> None:
+    _, first = await a_healthy(make_fleet, until, worker, health={"failure_threshold": 2})
+    worker.answers["/server_info"] = (500, "")
+    worker.statuses["/ready"] = iter([500, 200] * 5)
+    infos = worker.calls["/server_info"]
+    await until(lambda: worker.calls["/server_info"] >= infos + 5)
+    assert first.health is HEALTHY
+
+
 async def test_a_worker_that_cannot_say_who_it_is_does_not_come_back(make_fleet: Any, worker: Any, until: Any) -> None:
     fleet, first = await a_healthy(make_fleet, until, worker)
     worker.answers["/ready"] = (500, "")

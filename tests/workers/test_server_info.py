@@ -193,9 +193,10 @@ def test_a_block_is_believed_even_where_the_publisher_connects() -> None:
     assert len(info.notes) == 1 and '"endpoint": "tcp://*:15600"' in info.notes[0]
 
 
-def test_a_bound_loopback_address_is_fine_on_the_same_machine() -> None:
+@pytest.mark.parametrize("version", ["0.5.23", None, "0.0.0.dev0"])
+def test_a_bound_loopback_address_is_fine_on_the_same_machine(version: str | None) -> None:
     info = parse(
-        version="0.5.23",
+        version=version,
         kv_events={**BLOCK, "endpoint_host": "127.0.0.1"},
         kv_events_config=launch(endpoint="tcp://127.0.0.1:15600", bind=True),
         url="http://localhost:30000",
@@ -246,6 +247,10 @@ def test_no_events(fields: dict[str, Any], notes: int) -> None:
     info = parse(version="0.5.12", **fields)
     assert info.kv_source is None
     assert len(info.notes) == notes
+
+
+def test_a_block_without_a_version_is_from_a_version_that_binds_every_wildcard() -> None:
+    assert parse(version=None, kv_events=BLOCK, kv_events_config=launch(endpoint="tcp://0.0.0.0:15600")).notes == ()
 
 
 def test_a_disabled_cache_is_pointed_out() -> None:

@@ -76,8 +76,10 @@ class Ledger:
 
     def _apply(self, rank: int, seq: int, payload: bytes) -> None:
         expected = self._next_seq[rank]
-        # Zero is a restart of the worker, which begins with a clear.
-        self._gaps += expected is not None and seq not in (expected, 0)
+        # A number below the expected one is a worker that started anew, whose cache is empty.
+        if expected is not None and seq < expected:
+            self._held[rank].clear()
+        self._gaps += expected is not None and seq > expected
         self._next_seq[rank] = seq + 1
         self._frames += 1
         held = self._held[rank]
