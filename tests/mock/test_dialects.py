@@ -89,9 +89,7 @@ class Engine:
             chunked_prefill_size=8192,
         )
 
-    def serve(
-        self, prompt: list[int], output: list[int], namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> EngineRequest:
+    def serve(self, prompt: list[int], output: list[int], namespace: Namespace = DEFAULT_NAMESPACE) -> EngineRequest:
         request = EngineRequest("r", tuple(prompt), tuple(output), namespace=namespace)
         assert self.model.submit(request, 0.0)
         progress: list[Progress] = []

@@ -26,9 +26,7 @@ async def chat(http: aiohttp.ClientSession, worker: MockWorker) -> int:
     return (await call(http, worker, "POST", "/v1/chat/completions", CHAT))[0]
 
 
-async def test_faults_are_added_listed_and_cleared(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_faults_are_added_listed_and_cleared(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     status, added = await call(http, worker, "POST", "/mock/faults", {"kind": "status", "status": 429, "times": 5})
     assert (status, added["status"]) == (200, 429)
@@ -40,9 +38,7 @@ async def test_faults_are_added_listed_and_cleared(
 
 
 @pytest.mark.parametrize("body", [{"kind": "explode"}, {}, {"kind": "hang", "colour": "red"}, []])
-async def test_unknown_faults_are_refused(
-    body: Any, start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_unknown_faults_are_refused(body: Any, start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     assert (await call(http, worker, "POST", "/mock/faults", body))[0] == 400
 

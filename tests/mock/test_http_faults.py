@@ -50,9 +50,7 @@ async def test_a_refusing_worker_accepts_again_on_the_same_port(
     assert (await chat(http, worker))[0] == 200
 
 
-async def test_a_hanging_worker_answers_when_cleared(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_hanging_worker_answers_when_cleared(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     worker.faults.hang(scope=FaultScope.ALL)
     hanging = [asyncio.ensure_future(chat(http, worker)), asyncio.ensure_future(http.get(worker.url + "/ready"))]
@@ -67,9 +65,7 @@ async def test_a_hanging_worker_answers_when_cleared(
     assert ready.status == 200
 
 
-async def test_probes_can_fail_while_generation_works(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_probes_can_fail_while_generation_works(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     worker.faults.status(500, scope=FaultScope.PROBE)
     async with http.get(worker.url + "/ready") as response:

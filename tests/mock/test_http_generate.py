@@ -36,9 +36,7 @@ async def stream(http: aiohttp.ClientSession, worker: MockWorker, path: str, bod
     return [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
 
 
-async def test_a_chat_answer_has_the_engines_fields(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_chat_answer_has_the_engines_fields(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(answer_tokens=10)
     status, body = await post(http, worker, URL, {**CHAT, "rid": "my-request"})
     assert status == 200
@@ -53,9 +51,7 @@ async def test_a_chat_answer_has_the_engines_fields(
     assert usage["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
-async def test_equal_prompts_get_equal_answers_and_hits(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_equal_prompts_get_equal_answers_and_hits(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(page_size=16)
     _, first = await post(http, worker, URL, CHAT)
     _, again = await post(http, worker, URL, CHAT)
@@ -64,9 +60,7 @@ async def test_equal_prompts_get_equal_answers_and_hits(
     assert again["usage"]["prompt_tokens_details"] == {"cached_tokens": (prompt - 1) // 16 * 16}
 
 
-async def test_the_next_turn_hits_the_previous_answer(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_the_next_turn_hits_the_previous_answer(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(page_size=1)
     _, first = await post(http, worker, URL, CHAT)
     turn = [*MESSAGES, first["choices"][0]["message"], {"role": "user", "content": "Why?"}]
@@ -80,9 +74,7 @@ async def test_a_stream_has_role_text_finish_usage_and_end(
 ) -> None:
     worker = await start_worker()
     _, whole = await post(http, worker, URL, {**CHAT, "max_tokens": 6})
-    events = await stream(
-        http, worker, URL, {**CHAT, "max_tokens": 6, "stream_options": {"include_usage": True}}
-    )
+    events = await stream(http, worker, URL, {**CHAT, "max_tokens": 6, "stream_options": {"include_usage": True}})
     assert {event["object"] for event in events} == {"chat.completion.chunk"}
     assert len({event["id"] for event in events}) == 1
     assert events[0]["choices"][0]["delta"]["role"] == "assistant"
@@ -94,9 +86,7 @@ async def test_a_stream_has_role_text_finish_usage_and_end(
     assert events[-1]["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
 
-async def test_usage_is_streamed_only_when_asked_for(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_usage_is_streamed_only_when_asked_for(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     assert all(event.get("usage") is None for event in await stream(http, worker, URL, CHAT))
 
@@ -120,9 +110,7 @@ async def test_cached_tokens_by_tier(start_worker: StartWorker, http: aiohttp.Cl
     assert events[-1]["sglext"]["cached_tokens_details"] == {"device": hit, "host": 0}
 
 
-async def test_prompt_ids_come_back_when_asked_for(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_prompt_ids_come_back_when_asked_for(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     _, body = await post(http, worker, URL, {**CHAT, "input_ids": [5, 6, 7], "return_prompt_token_ids": True})
     assert body["choices"][0]["prompt_token_ids"] == [5, 6, 7]
@@ -131,9 +119,7 @@ async def test_prompt_ids_come_back_when_asked_for(
     assert len(body["sglext"]["input_ids"]) == body["usage"]["prompt_tokens"]
 
 
-async def test_old_versions_ignore_input_ids_in_chat(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_old_versions_ignore_input_ids_in_chat(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(dialect=Dialect.MEDIUM, version="0.5.12")
     _, body = await post(http, worker, URL, {**CHAT, "input_ids": [5, 6, 7]})
     assert body["usage"]["prompt_tokens"] > 3
@@ -190,9 +176,7 @@ async def test_ignore_eos_fills_the_budget(start_worker: StartWorker, http: aioh
     assert body["usage"]["completion_tokens"] == 4
 
 
-async def test_ranks_are_followed_or_taken_in_turn(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_ranks_are_followed_or_taken_in_turn(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(dp_size=3)
     await post(http, worker, URL, CHAT, X_Data_Parallel_Rank="2")
     await post(http, worker, URL, {**CHAT, "routed_dp_rank": 1})
@@ -269,9 +253,7 @@ async def test_tenants_do_not_share(start_worker: StartWorker, http: aiohttp.Cli
     assert all(hits[5:])
 
 
-async def test_a_full_queue_is_a_503_or_an_error_event(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_full_queue_is_a_503_or_an_error_event(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(queue_limit=0)
     status, body = await post(http, worker, URL, CHAT)
     assert (status, body["message"], body["type"]) == (503, "The request queue is full.", "503")

@@ -170,9 +170,7 @@ async def test_tokenize_and_detokenize(start_worker: StartWorker, http: aiohttp.
         assert (status, body["object"]) == (400, "error")
 
 
-async def test_tokenized_messages_are_what_chat_uses(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_tokenized_messages_are_what_chat_uses(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     _, tokens = await post(http, worker, "/v1/tokenize", {"messages": CHAT["messages"]})
     _, answer = await post(

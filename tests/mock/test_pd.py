@@ -43,9 +43,7 @@ async def both(
     return await asyncio.gather(post(http, prefill, body, path), post(http, decode, body, path))
 
 
-async def test_a_pair_answers_as_one_worker_would(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_pair_answers_as_one_worker_would(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     plain = await start_worker()
     prefill, decode = await start_worker(role=Role.PREFILL), await start_worker(role=Role.DECODE)
     _, alone = await post(http, plain, CHAT)
@@ -77,24 +75,18 @@ async def test_batches_have_a_room_per_prompt(start_worker: StartWorker, http: a
 
 
 @pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
-async def test_a_missing_room_is_refused(
-    role: Role, start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_missing_room_is_refused(role: Role, start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(role=role)
     status, body = await post(http, worker, {**CHAT, "rid": "x"})
     assert status == 400
-    assert body["message"] == (
-        "Invalid request: Disaggregated request received without bootstrap room id. req.rid='x'"
-    )
+    assert body["message"] == ("Invalid request: Disaggregated request received without bootstrap room id. req.rid='x'")
     async with http.post(worker.url + URL, json={**CHAT, "stream": True}) as response:
         assert response.status == 200
         event = json.loads((await response.text()).split("\n\n")[0].removeprefix("data: "))
     assert event["error"]["code"] == 400
 
 
-async def test_a_decode_worker_waits_for_its_prefill(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_decode_worker_waits_for_its_prefill(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     prefill, decode = await start_worker(role=Role.PREFILL), await start_worker(role=Role.DECODE)
     body = pair_body(prefill, 5)
     waiting = asyncio.ensure_future(post(http, decode, body))
@@ -116,9 +108,7 @@ async def test_an_unreachable_prefill_fails_the_handshake(
     assert (status, answer["code"]) == (500, 500)
 
 
-async def test_a_prefill_that_dies_fails_the_transfer(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_a_prefill_that_dies_fails_the_transfer(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     prefill, decode = await start_worker(role=Role.PREFILL), await start_worker(role=Role.DECODE)
     prefill.gate.close()
     legs = [asyncio.ensure_future(post(http, worker, pair_body(prefill, 5))) for worker in (prefill, decode)]

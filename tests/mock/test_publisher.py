@@ -32,9 +32,7 @@ def store(token: int) -> list[CacheOp]:
 class Stream:
     """A publisher and everything a test reads it with."""
 
-    def __init__(
-        self, publisher: EventPublisher, subscriber: zmq.asyncio.Socket, dealer: zmq.asyncio.Socket
-    ) -> None:
+    def __init__(self, publisher: EventPublisher, subscriber: zmq.asyncio.Socket, dealer: zmq.asyncio.Socket) -> None:
         self.publisher = publisher
         self.subscriber = subscriber
         self.dealer = dealer

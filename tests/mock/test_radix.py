@@ -47,9 +47,7 @@ def test_a_fork_shares_pages_up_to_the_difference_and_splits_silently() -> None:
     cache.insert([*range(8), 100, 101, 102, 103])
     ops.clear()
     cache.insert([*range(6), 200, 201, 202, 203])
-    assert [(op.parent is None, op.units) for op in ops if isinstance(op, BlocksStored)] == [
-        (False, (4, 5, 200, 201))
-    ]
+    assert [(op.parent is None, op.units) for op in ops if isinstance(op, BlocksStored)] == [(False, (4, 5, 200, 201))]
     assert cache.device_tokens == 16
 
 

@@ -95,9 +95,7 @@ async def test_the_stream_tells_the_contents_of_the_cache(
         assert events.blocks == held(worker) == set()
 
 
-async def test_bigram_and_host_tier_workers_tell_too(
-    start_worker: StartWorker, http: aiohttp.ClientSession
-) -> None:
+async def test_bigram_and_host_tier_workers_tell_too(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(bigram=True, page_size=4)
     async with subscriber(worker) as events:
         answer = await chat(http, worker, 1)
@@ -142,10 +140,11 @@ async def test_a_restart_in_place_keeps_ports_and_loses_everything_else(
         with pytest.raises(aiohttp.ClientError):
             await lost
         assert (worker.port, worker.kv_port, worker.replay_port) == ports
-        await worker.subscribed()
         events.sequences.clear()
+        reading = asyncio.ensure_future(events.receive())  # a SUB socket subscribes anew only when read
+        await worker.subscribed()
         await chat(http, worker, 3)
-        await events.receive()
+        await reading
         assert events.sequences == [1]  # 0 was the clear, before the subscriber was back
         assert held(worker) <= events.blocks
     async with http.get(worker.url + "/server_info") as response:

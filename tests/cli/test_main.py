@@ -1,0 +1,102 @@
+"""The command line, without starting anything long-lived."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from sgl_router import __version__
+from sgl_router.cli.main import main
+
+GOOD = """
+models: [{id: m, tokenizer_path: some-org/some-model}]
+discovery: {static_urls: {urls: ["http://127.0.0.1:30001"]}}
+"""
+
+
+def write(folder: pathlib.Path, text: str, name: str = "config.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_check_accepts_a_valid_file(tmp_path, capsys) -> None:
+    assert main(["--config", write(tmp_path, GOOD), "--check"]) == 0
+    assert "valid (static_urls; models: m)" in capsys.readouterr().out
+
+
+def test_check_accepts_toml(tmp_path, capsys) -> None:
+    text = """
+[[models]]
+id = "m"
+tokenizer_path = "some-org/some-model"
+[discovery.static_urls]
+urls = ["http://127.0.0.1:30001"]
+"""
+    assert main(["--config", write(tmp_path, text, "config.toml"), "--check"]) == 0
+    assert "models: m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_bad_file_is_status_2_with_every_problem(tmp_path, capsys, check: bool) -> None:
+    bad = GOOD.replace("static_urls: {urls", "static_urls: {url") + "server: {port: 70000, hosst: x}\n"
+    assert main(["--config", write(tmp_path, bad), *(["--check"] if check else [])]) == 2
+    error = capsys.readouterr().err
+    for part in ("server.port", "70000", "server.hosst", "did you mean 'host'", "discovery.static_urls.url"):
+        assert part in error
+    assert "Traceback" not in error
+
+
+def test_a_missing_file_is_status_2(tmp_path, capsys) -> None:
+    assert main(["--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in capsys.readouterr().err
+
+
+def test_k8s_is_validated_and_then_refused_clearly(tmp_path, capsys) -> None:
+    text = """
+models: [{id: m, tokenizer_path: some-org/some-model}]
+discovery: {backend: k8s, k8s: {selector: {app: sglang}, port: 30000}}
+"""
+    path = write(tmp_path, text)
+    assert main(["--config", path, "--check"]) == 0
+    capsys.readouterr()
+    assert main(["--config", path]) == 2
+    assert "k8s is not available yet" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_status_2(tmp_path, capsys) -> None:
+    (tmp_path / "tok").mkdir()
+    text = GOOD.replace("some-org/some-model", str(tmp_path / "tok")) + "server: {port: 0}\n"
+    assert main(["--config", write(tmp_path, text)]) == 2
+    error = capsys.readouterr().err
+    assert "models[0].tokenizer_path" in error
+    assert "Traceback" not in error
+
+
+def test_no_arguments_is_a_usage_error(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "--config FILE is required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["mock-worker", "--help"], ["--version"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    """What makes `--help` slow is imports, so those are what is checked: the clock of a busy machine proves nothing."""
+    code = (
+        "import sys\n"
+        "from sgl_router.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as leaving:\n    assert not leaving.code\n"
+        "heavy = {'transformers', 'tokenizers', 'fastokens', 'numpy', 'aiohttp', 'zmq', 'jinja2', 'prometheus_client',"
+        " 'structlog', 'yaml', 'uvloop'}\n"
+        "print('loaded:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith("loaded: []"), done.stdout
+    if arguments == ["--version"]:
+        assert f"sgl-router {__version__}" in done.stdout
