@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from sgl_router.mock.namespace import Namespace
 from sgl_router.mock.profile import EngineProfile
 
-Unit = int | tuple[int, int]
+Bigram = tuple[int, int]
+Unit = int | Bigram
 """One cache key element: a token id, or with bigram keys a pair of neighbouring token ids."""
 
 _SALT_TAG = b"sglang-cache-salt-v1\0"
 _NAMESPACE_TAG = b"sglang-kv-event-namespace-v1"
 _VLLM_ROOT = hashlib.sha256(b"vllm-none-hash").digest()
-_U32_MAX = 2**32 - 1
 
 
 class BlockHasher(Protocol):
@@ -32,22 +32,13 @@ class BlockHasher(Protocol):
         """The integer published for a digest."""
 
 
-def flatten_units(units: Sequence[Unit]) -> list[int]:
-    """Token ids in hash order: a bigram counts as its two tokens."""
-    flat: list[int] = []
-    for unit in units:
-        if isinstance(unit, int):
-            flat.append(unit)
-        else:
-            flat.extend(unit)
-    return flat
-
-
 def _pack(page: Sequence[Unit]) -> bytes:
-    ids = flatten_units(page)
-    if max(ids) > _U32_MAX:
+    """Token ids as the hash reads them; a bigram counts as its two tokens."""
+    ids = page if isinstance(page[0], int) else [token for pair in page for token in cast("Bigram", pair)]
+    try:
+        return struct.pack(f"<{len(ids)}I", *ids)
+    except struct.error:  # an id beyond 32 bits: recent engines hash the whole page in another form
         return b"\xff" + struct.pack(f"<{len(ids)}Q", *ids)
-    return struct.pack(f"<{len(ids)}I", *ids)
 
 
 def _namespace_seed(extra_key: str | None, cache_salt: str | None) -> bytes:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -34,7 +36,7 @@ def test_a_prompt_and_the_event_chain_of_the_same_tokens_have_the_same_keys(
 ) -> None:
     hasher = BlockHasher(page, bigram=bigram)
     keys = prompt_keys(hasher, tokens)
-    units: list[object] = [[a, b] for a, b in zip(tokens, tokens[1:], strict=False)] if bigram else list(tokens)
+    units: list[object] = [[a, b] for a, b in itertools.pairwise(tokens)] if bigram else list(tokens)
     assert hasher.extend(hasher.root(), units[: len(keys) * page], len(keys)) == keys
 
 

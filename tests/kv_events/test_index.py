@@ -1,0 +1,149 @@
+"""The index with workers whose sockets lead nowhere: lifecycle, matching, trust."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import numpy as np
+import pytest
+
+from sgl_router.kv_events import KvIndex, StreamState, Untrust
+from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.workers import KvEventSource, Worker, WorkerInfo
+
+PROMPT = np.arange(5000, dtype=np.uint32)
+
+
+@pytest.fixture
+async def index():
+    index = KvIndex()
+    yield index
+    index.close()
+
+
+def worker(number: int, *, page: int = 4, dp_size: int = 1, model: str = "m", events: bool = True) -> Worker:
+    source = KvEventSource(host="127.0.0.1", port_base=1 + number, topic="kv") if events else None
+    info = WorkerInfo(served_model_name=model, block_size=page, dp_size=dp_size, kv_source=source)
+    return Worker(f"http://w{number}:1", info)
+
+
+def feed(index: KvIndex, target: object, blocks: int, *, seq: int = 0, page: int = 4) -> None:
+    """As if the target's engine had published that it stored the prompt's first blocks."""
+    worker = target.worker  # type: ignore[attr-defined]
+    stream = next(s.stream for s in index.status(worker) if s.dp_rank == target.dp_rank)  # type: ignore[attr-defined]
+    stored = {
+        "type": "BlockStored",
+        "block_hashes": list(range(1, blocks + 1)),
+        "parent_block_hash": None,
+        "token_ids": PROMPT[: blocks * page].tolist(),
+        "block_size": page,
+        "medium": "GPU",
+    }
+    payload = msgspec.msgpack.encode([1.0, [stored] if blocks else [], 0])
+    stream.observe(Frame(seq, payload))
+    for event in decode_batch(payload).events:
+        stream.apply(event)
+
+
+async def test_each_target_is_matched_by_its_own_depth(index) -> None:
+    first, second = worker(0), worker(1, dp_size=2)
+    for one in (first, second):
+        index.worker_added(one)
+    feed(index, first.targets[0], 3)
+    feed(index, second.targets[1], 5)
+    match = await index.match("m", PROMPT[:100])
+    assert {target: prefix.blocks for target, prefix in match.by_target.items()} == {
+        first.targets[0]: 3,
+        second.targets[1]: 5,
+    }
+    assert match.by_target[first.targets[0]].tokens == 12
+    assert match.blocks_of(first.targets[0]) == 24
+    assert match.blocks_of(second.targets[0]) == 0  # it has not said a word yet
+
+
+async def test_long_prompts_match_across_pieces(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    match = await index.match("m", PROMPT)
+    assert match.by_target[one.targets[0]].blocks == 1200
+
+
+async def test_unlike_page_sizes_are_matched_side_by_side(index) -> None:
+    small, large = worker(0, page=4), worker(1, page=16)
+    for one in (small, large):
+        index.worker_added(one)
+    feed(index, small.targets[0], 6, page=4)
+    feed(index, large.targets[0], 2, page=16)
+    match = await index.match("m", PROMPT[:100])
+    assert match.by_target[small.targets[0]].tokens == 24
+    assert match.by_target[large.targets[0]].tokens == 32
+    assert (match.blocks_of(small.targets[0]), match.blocks_of(large.targets[0])) == (24, 6)
+
+
+async def test_models_do_not_meet(index) -> None:
+    ours, theirs = worker(0), worker(1, model="other")
+    for one in (ours, theirs):
+        index.worker_added(one)
+        feed(index, one.targets[0], 3)
+    assert set((await index.match("m", PROMPT[:100])).by_target) == {ours.targets[0]}
+    assert (await index.match("none", PROMPT[:100])).by_target == {}
+
+
+async def test_an_untrusted_stream_claims_nothing(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 3)
+    feed(index, one.targets[0], 3, seq=7)
+    (status,) = index.status(one)
+    assert status.state is StreamState.UNTRUSTED
+    assert (await index.match("m", PROMPT[:100])).by_target == {}
+
+
+async def test_a_suspended_stream_claims_nothing_until_confirmed(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 3)
+    stream = index.status(one)[0].stream
+    stream.suspend()
+    assert (await index.match("m", PROMPT[:100])).by_target == {}
+    stream.confirm(same_process=True)
+    feed(index, one.targets[0], 0, seq=1)
+    assert (await index.match("m", PROMPT[:100])).by_target[one.targets[0]].blocks == 3
+
+
+async def test_nothing_of_a_removed_worker_leaks_into_its_successor(index) -> None:
+    old = worker(0)
+    index.worker_added(old)
+    feed(index, old.targets[0], 3)
+    index.worker_removed(old)
+    new = worker(0)
+    index.worker_added(new)
+    assert (await index.match("m", PROMPT[:100])).by_target == {}
+    assert index.status(old) == []
+    while index.pump.run_once():
+        pass
+    feed(index, new.targets[0], 1)
+    assert (await index.match("m", PROMPT[:100])).by_target == {
+        new.targets[0]: (await index.match("m", PROMPT[:100])).by_target[new.targets[0]]
+    }
+    assert (await index.match("m", PROMPT[:100])).by_target[new.targets[0]].blocks == 1
+
+
+async def test_a_worker_without_events_is_not_followed(index) -> None:
+    one = worker(0, events=False)
+    index.worker_added(one)
+    assert index.status(one) == []
+    index.worker_removed(one)
+
+
+async def test_a_stream_lost_while_a_long_prompt_is_walked_claims_nothing(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    stream = index.status(one)[0].stream
+    walking = asyncio.create_task(index.match("m", PROMPT))
+    await asyncio.sleep(0)  # the first piece is done
+    stream.distrust(Untrust.GAP)
+    assert (await walking).by_target == {}
