@@ -192,10 +192,11 @@ class KvIndex:
             self.on_reconnect(rank.target.worker)
 
     def confirm(self, worker: Worker) -> None:
-        """The worker is still the process that was registered (a restarted one is registered anew)."""
+        """Introspection found the worker unchanged. One that does not tell when it was started may be another
+        process all the same: its streams start over."""
         for rank in self._ranks.get(worker, ()):
             if rank.subscriber is not None and rank.subscriber.connected:
-                rank.stream.confirm(same_process=True)
+                rank.stream.confirm(same_process=worker.info.started_at is not None)
 
     def _hasher(self, page_size: int, bigram: bool) -> BlockHasher:
         kind = (page_size, bigram)

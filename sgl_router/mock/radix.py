@@ -355,7 +355,7 @@ class RadixCache:
         """Write a device node through to the host, if there is room below its parent's copy."""
         if not self.host_capacity or node.host or node.parent is None:
             return
-        if False:
+        if node.parent.parent is not None and not node.parent.host:
             return
         while self.host_tokens + node.tokens > self.host_capacity:
             victim = self._host_leaves.pop()

@@ -87,7 +87,8 @@ class Daemon:
         registry.add_listener(index)
         registry.add_listener(_ForgetConnections(pool))
         manager = WorkerManager(config, registry, discovery)
-        index.on_reconnect = lambda worker: None
+        index.on_reconnect = lambda worker: manager.recheck(worker.url)
+        manager.on_confirmed = index.confirm
         self._services = Services(
             config=config,
             models=models,

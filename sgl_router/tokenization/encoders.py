@@ -35,7 +35,7 @@ class ReferenceEncoder:
     """transformers' own `encode`, which is what the engine calls. Works for tokenizers written in Python, too."""
 
     backend = "hf"
-    inline_chars = 2_000
+    inline_chars = 1_000
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -49,7 +49,8 @@ class HfEncoder:
     """The tokenizers backend called directly: no offsets, and the interpreter lock is released."""
 
     backend = "hf"
-    inline_chars = 6_000
+    # 4k characters: 1.6 ms for code, 2.8 ms for random CJK.
+    inline_chars = 4_000
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer._tokenizer
@@ -67,7 +68,8 @@ class FastokensEncoder:
     """fastokens over the same tokenizer.json; ids arrive as one buffer and the interpreter lock is released."""
 
     backend = "fastokens"
-    inline_chars = 32_000
+    # Text the encoder has never met, 16k characters: 0.2 ms for code, 1.4 ms for vocabulary salad, 2.9 ms for random CJK.
+    inline_chars = 16_000
 
     def __init__(self, tokenizer_json: str, fallback: Encoder) -> None:
         import fastokens

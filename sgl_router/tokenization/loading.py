@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import structlog
 
 from sgl_router.tokenization.errors import TokenizerLoadError
@@ -31,6 +32,12 @@ class TemplateSource(NamedTuple):
     probe: str
     # The configured file, None for a template that came with the tokenizer.
     file: Path | None = None
+
+
+class _TokenizerJson(msgspec.Struct):
+    """The part of a tokenizer.json worth reading without building the tokenizer."""
+
+    pre_tokenizer: dict[str, Any] | None = None
 
 
 # Classes whose add_bos_token flag transformers 5 drops while loading, and the engine restores.
@@ -130,16 +137,16 @@ def _restore_components(tokenizer: Any, files: ModelFiles) -> None:
     """Put tokenizer.json's pre-tokenizer and decoder back where a transformers class replaced them."""
     backend = getattr(tokenizer, "_tokenizer", None)
     path = files.find("tokenizer.json")
-    if backend is None or path is None:
+    if backend is None or backend.pre_tokenizer is None or path is None:
+        return
+    declared = msgspec.json.decode(path.read_bytes(), type=_TokenizerJson).pre_tokenizer
+    if declared is None or declared.get("type") == type(backend.pre_tokenizer).__name__:
         return
     from tokenizers import Tokenizer
 
     raw = Tokenizer.from_file(str(path))
-    if raw.pre_tokenizer is None or backend.pre_tokenizer is None:
-        return
-    if type(raw.pre_tokenizer).__name__ != type(backend.pre_tokenizer).__name__:
-        backend.pre_tokenizer = raw.pre_tokenizer
-        backend.decoder = raw.decoder
+    backend.pre_tokenizer = raw.pre_tokenizer
+    backend.decoder = raw.decoder
 
 
 def _restore_bos_flag(tokenizer: Any, config: dict[str, Any]) -> None:

@@ -204,7 +204,10 @@ def _parse_arguments(text: str, path: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise invalid(path, f"must be a JSON object, got {type_name(arguments)}")
     if _LONG_NUMBER.search(text):
-        arguments = {key: _as_the_engine_parses(value) for key, value in arguments.items()}
+        try:
+            arguments = {key: _as_the_engine_parses(value) for key, value in arguments.items()}
+        except OverflowError:
+            raise invalid(path, "holds a number out of range") from None
     return arguments
 
 

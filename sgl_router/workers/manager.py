@@ -20,6 +20,7 @@ from sgl_router.workers.http import control_session
 from sgl_router.workers.info import WorkerInfo
 from sgl_router.workers.registry import WorkerRegistry
 from sgl_router.workers.supervisor import ModelBinding, PendingWorker, SupervisorSettings, WorkerSupervisor
+from sgl_router.workers.worker import Worker
 
 if TYPE_CHECKING:
     from sgl_router.config.schema import Config
@@ -72,6 +73,8 @@ class WorkerManager:
             retry_initial_secs=retry_initial_secs,
             retry_max_secs=retry_max_secs,
         )
+        self.on_confirmed: Callable[[Worker], None] = lambda worker: None
+        """Called whenever introspection has shown that a registered worker is still the same process."""
         self._supervisors: dict[str, WorkerSupervisor] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
@@ -94,6 +97,12 @@ class WorkerManager:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def recheck(self, url: str) -> None:
+        """Introspect a worker now: `on_confirmed` follows, or its replacement in the registry."""
+        supervisor = self._supervisors.get(url)
+        if supervisor is not None:
+            supervisor.recheck()
 
     def status(self) -> list[PendingWorker]:
         """The workers that should exist but are not registered yet, in the order they were announced."""
@@ -141,6 +150,7 @@ class WorkerManager:
             mode_hint=event.mode_hint,
             clock=self._clock,
             rng=self._rng,
+            confirmed=lambda worker: self.on_confirmed(worker),
         )
         self._supervisors[url] = supervisor
         supervisor.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import random
 from collections.abc import Callable
@@ -81,6 +82,7 @@ class WorkerSupervisor:
         mode_hint: WorkerMode | None,
         clock: Callable[[], float],
         rng: random.Random,
+        confirmed: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.url = url
         self.id = worker_id(url)
@@ -105,6 +107,8 @@ class WorkerSupervisor:
         self._starts: list[float | str] = []
         self._several_servers = False
         self._stopping = False
+        self._confirmed = confirmed
+        self._look_now = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     # --- from outside -------------------------------------------------------------------------------------------
@@ -119,6 +123,11 @@ class WorkerSupervisor:
         if self._task is not None:
             self._task.cancel()
         return self._task
+
+    def recheck(self) -> None:
+        """Something suggests another server: introspect without waiting for the next probe."""
+        self._suspect = True
+        self._look_now.set()
 
     def pending(self) -> PendingWorker | None:
         """None once the worker is registered."""
@@ -155,7 +164,7 @@ class WorkerSupervisor:
                 self._register(info, HealthState.STARTING)
                 while not self._stopping:
                     await self._look_once()
-                    await asyncio.sleep(self._pause())
+                    await self._until_next_look()
             except Exception:
                 # A defect here must not leave a configured worker unattended.
                 log.exception("worker supervision failed, starting over", worker=self.id, url=self.url)
@@ -248,6 +257,7 @@ class WorkerSupervisor:
         info = self._one_server_only(info, known)
         if info == known:
             self.worker.info = info
+            self._confirmed(self.worker)
             return True
         changed = [
             field.name
@@ -336,6 +346,11 @@ class WorkerSupervisor:
 
     def _new_tracker(self) -> HealthTracker:
         return HealthTracker(self._settings.failure_threshold, self._settings.success_threshold)
+
+    async def _until_next_look(self) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._look_now.wait(), self._pause())
+        self._look_now.clear()
 
     def _pause(self) -> float:
         pause = self._settings.interval_secs * self._rng.uniform(1 - _INTERVAL_JITTER, 1 + _INTERVAL_JITTER)
