@@ -1,5 +1,12 @@
 """A mock SGLang worker: the real protocols, a real prefix cache, a made-up model.
 
+    async with MockWorker(MockWorkerConfig(page_size=16, dp_size=2)) as worker:
+        ...  # worker.url, worker.kv_port, worker.caches, worker.faults, worker.gate, worker.log
+
+What is real: ports, frames, block hashes, sequence numbers, replay, the prefix cache with its evictions,
+HTTP shapes and errors, by engine version. What is made up: the text of the answers and the passing of
+time. `radix`, `lease`, `scheduler` and `timing` are pure, for simulations without sockets.
+
 Importing this package is cheap; the names below load what they need when first used.
 """
 

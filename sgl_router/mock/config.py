@@ -36,7 +36,9 @@ class MockWorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Every setting of a mock worker. Port 0 means: take a free one and keep it across restarts.
 
     With several dp ranks, rank r publishes on `kv_port + r` and replays on `replay_port + r`.
-    `speed` divides every simulated duration; `math.inf` removes them.
+    `speed` divides every simulated duration; `math.inf` removes them. `keep_alive_secs` is how long an
+    idle client connection is kept, `buffered_abort_delay_secs` how late a lost client of a buffered request
+    is noticed (the engine polls for it every 4 seconds).
     """
 
     host: str = "127.0.0.1"
@@ -79,6 +81,7 @@ class MockWorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     answer_tokens: int = 32
 
     enable_cache_report: bool = True
+    keep_alive_secs: float = 5.0
     buffered_abort_delay_secs: float = 0.0
 
     def __post_init__(self) -> None:

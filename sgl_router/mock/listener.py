@@ -31,9 +31,14 @@ def reset_connection(transport: asyncio.BaseTransport | None) -> None:
 class HttpListener:
     """Serves one application. Handlers are cancelled when their client goes away."""
 
-    def __init__(self, app: web.Application, host: str, port: int) -> None:
+    def __init__(self, app: web.Application, host: str, port: int, *, keep_alive_secs: float = 75.0) -> None:
         self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, handle_signals=False, shutdown_timeout=0.1
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=0.1,
+            keepalive_timeout=keep_alive_secs,
         )
         self._host = host
         self.port = port

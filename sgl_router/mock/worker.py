@@ -92,7 +92,7 @@ class MockWorker:
         self.tokenizer = await self._load_tokenizer()
         self.answers = AnswerBook(self.tokenizer)
         app, self._admin = build_app(self)
-        self._listener = HttpListener(app, self.config.host, self.port)
+        self._listener = HttpListener(app, self.config.host, self.port, keep_alive_secs=self.config.keep_alive_secs)
         try:
             await self._begin_incarnation()
             await self._listener.start()

@@ -62,7 +62,7 @@ async def _messages(tokenizer: ModelTokenizer, body: Mapping[str, Any]) -> list[
     except Unrenderable as error:
         if error.reason in (UnrenderableReason.MEDIA, UnrenderableReason.CODE_ENCODER):
             raise
-        raise TokenizeBadRequest(error.message, error.param) from error
+        raise _bad_request(error) from error
     return [int(i) for i in ids.tolist()]
 
 
@@ -72,7 +72,7 @@ async def _prompt(tokenizer: ModelTokenizer, text: Any, add_special_tokens: bool
     try:
         ids = await tokenizer.encode_text(text, add_special_tokens)
     except Unrenderable as error:
-        raise TokenizeBadRequest(error.message, path) from error
+        raise TokenizeBadRequest("has characters that are not valid Unicode", path) from error
     return [int(i) for i in ids.tolist()]
 
 
@@ -97,4 +97,9 @@ def _flag(body: Mapping[str, Any], name: str) -> bool:
     try:
         return as_bool(value, name)
     except Unrenderable as error:
-        raise TokenizeBadRequest(error.message, name) from error
+        raise _bad_request(error) from error
+
+
+def _bad_request(error: Unrenderable) -> TokenizeBadRequest:
+    """The same complaint, with the field in `param` alone."""
+    return TokenizeBadRequest(error.message.removeprefix(f"{error.param}: "), error.param)

@@ -35,7 +35,10 @@ class TokenizerLoadError(Exception):
 
 
 class TokenizeBadRequest(ValueError):
-    """A body of `/v1/tokenize` or `/v1/detokenize` that the engine would answer with 400."""
+    """A body of `/v1/tokenize` or `/v1/detokenize` that the engine would answer with 400.
+
+    `param` is the path of the offending field, which `message` does not repeat.
+    """
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)

@@ -53,6 +53,7 @@ _CLASSES_WITH_BOS_FLAG = frozenset(
     }
 )
 _ABSTRACT_CLASSES = frozenset({"PreTrainedTokenizer", "PreTrainedTokenizerBase"})
+_TOKENIZER_FILE = re.compile(r"(?:tokenizer.*|vocab.*|merges|tekken.*|.*\.(?:tiktoken|model|spm))(?:\.json|\.txt)?")
 _HUB_ID = re.compile(r"[\w][\w.-]*(?:/[\w][\w.-]*)?")
 
 
@@ -83,6 +84,9 @@ def load_hf_tokenizer(tokenizer_path: str) -> LoadedTokenizer:
 
 
 def _from_directory(path: Path) -> LoadedTokenizer:
+    # Some transformers make up an empty tokenizer for a directory that has none.
+    if not any(_TOKENIZER_FILE.fullmatch(entry.name) for entry in path.iterdir()):
+        raise TokenizerLoadError(f"tokenizer_path {str(path)!r} is a directory without tokenizer files")
     files = ModelFiles(path.name, path)
     return LoadedTokenizer(_load(str(path), files), files)
 
@@ -110,13 +114,13 @@ def _load(name: str, files: ModelFiles) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(name, use_fast=True, **options)
     config = files.read_json("tokenizer_config.json")
     if type(tokenizer).__name__ == "TokenizersBackend":
-        tokenizer = _by_declared_class(name, config, options) or tokenizer
+        tokenizer = _by_declared_class(name, config, options, type(tokenizer)) or tokenizer
     _restore_components(tokenizer, files)
     _restore_bos_flag(tokenizer, config)
     return tokenizer
 
 
-def _by_declared_class(name: str, config: dict[str, Any], options: dict[str, Any]) -> Any:
+def _by_declared_class(name: str, config: dict[str, Any], options: dict[str, Any], loaded: type) -> Any:
     """The tokenizer as the class its config declares, where transformers fell back to the generic one."""
     import transformers
 
@@ -124,7 +128,7 @@ def _by_declared_class(name: str, config: dict[str, Any], options: dict[str, Any
     if not isinstance(declared, str) or declared in _ABSTRACT_CLASSES:
         return None
     declared_class = getattr(transformers, declared, None)
-    if declared_class is None:
+    if declared_class is None or declared_class is loaded:
         return None
     try:
         return declared_class.from_pretrained(name, **options)

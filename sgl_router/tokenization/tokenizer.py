@@ -173,11 +173,12 @@ class ModelTokenizer:
         """The ids of a rendered prompt. Blocking; raises Unrenderable."""
         return self._encode_rendered(rendered, Endpoint.CHAT)
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:
         """Text of token ids. Blocking for long sequences: `decode_async` keeps off the event loop."""
-        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))
+        plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        return str(self._tokenizer.decode(plain, skip_special_tokens=skip_special_tokens))
 
-    async def decode_async(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    async def decode_async(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:
         if len(ids) <= _INLINE_DECODE_TOKENS:
             return self.decode(ids, skip_special_tokens)
         return await self._in_thread(lambda: self.decode(ids, skip_special_tokens))
@@ -245,7 +246,7 @@ class ModelTokenizer:
                 prefix = prefix[1:]
             ids = np.concatenate((ids, prefix))
         if self._encodes_twice and endpoint is Endpoint.CHAT:
-            return self._encode(self.decode(ids.tolist(), skip_special_tokens=False), True)
+            return self._encode(self.decode(ids, skip_special_tokens=False), True)
         return ids
 
     def _encode(self, text: str, add_special_tokens: bool) -> TokenIds:

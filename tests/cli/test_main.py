@@ -55,25 +55,31 @@ def test_a_missing_file_is_status_2(tmp_path, capsys) -> None:
     assert "none.yaml" in capsys.readouterr().err
 
 
-def test_k8s_is_validated_and_then_refused_clearly(tmp_path, capsys) -> None:
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command that sets up logging: in a process of its own, for that outlives the call."""
+    command = [sys.executable, "-m", "sgl_router", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_k8s_is_validated_and_then_refused_clearly(tmp_path) -> None:
     text = """
 models: [{id: m, tokenizer_path: some-org/some-model}]
 discovery: {backend: k8s, k8s: {selector: {app: sglang}, port: 30000}}
 """
     path = write(tmp_path, text)
     assert main(["--config", path, "--check"]) == 0
-    capsys.readouterr()
-    assert main(["--config", path]) == 2
-    assert "k8s is not available yet" in capsys.readouterr().err
+    done = run("--config", path)
+    assert done.returncode == 2
+    assert "k8s is not available yet" in done.stderr
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_status_2(tmp_path, capsys) -> None:
+def test_a_tokenizer_that_cannot_be_loaded_is_status_2(tmp_path) -> None:
     (tmp_path / "tok").mkdir()
     text = GOOD.replace("some-org/some-model", str(tmp_path / "tok")) + "server: {port: 0}\n"
-    assert main(["--config", write(tmp_path, text)]) == 2
-    error = capsys.readouterr().err
-    assert "models[0].tokenizer_path" in error
-    assert "Traceback" not in error
+    done = run("--config", write(tmp_path, text))
+    assert done.returncode == 2
+    assert "models[0].tokenizer_path" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_no_arguments_is_a_usage_error(capsys) -> None:

@@ -233,7 +233,8 @@ async def test_metrics_have_the_names_dashboards_know(rig) -> None:
         'sgl_router_requests_total{method="POST",route="/v1/chat/completions"} 3.0',
         'sgl_router_responses_total{method="POST",route="/v1/chat/completions",status_code="200"} 2.0',
         'sgl_router_responses_total{method="POST",route="/v1/chat/completions",status_code="400"} 1.0',
-        f'sgl_router_worker_requests_total{{mode="plain",model_id="mock-model",outcome="completed",worker_url="{url}"}} 2.0',
+        'sgl_router_worker_requests_total{mode="plain",model_id="mock-model",outcome="completed",'
+        f'worker_url="{url}"}} 2.0',
         'sgl_router_request_duration_seconds_count{model_id="mock-model"} 2.0',
         'sgl_router_ttft_seconds_count{model_id="mock-model"} 1.0',
         f'sgl_router_active_load{{kind="requests",worker_url="{url}"}} 0.0',

@@ -205,6 +205,13 @@ def test_stores_of_different_kinds_are_not_merged() -> None:
     assert shape(ops, Dialect.MAP_LORA) == [("BlockStored", 1)] * 5
 
 
+def test_only_a_chain_is_merged() -> None:
+    assert shape([stored(1, 2), stored(7, 1)], Dialect.MAP_LORA) == [("BlockStored", 2), ("BlockStored", 1)]
+    assert shape([stored(1, 2), stored(7, 1, parent=1)], Dialect.MAP) == [("BlockStored", 2), ("BlockStored", 1)]
+    mixed: list[CacheOp] = [BlocksRemoved((1,)), BlocksRemoved((1,), Medium.CPU_PINNED)]
+    assert shape(mixed, Dialect.MAP) == [("BlockRemoved", 1)] * 2
+
+
 def test_optional_fields_appear_only_where_the_dialect_has_them() -> None:
     op = stored(1, 1, namespace=Namespace(cache_salt="s", lora_name="l", lora_id="x"), session_id="n")
     assert "cache_salt" not in str(encode_events([op], Dialect.ARRAY17))

@@ -125,6 +125,15 @@ async def test_a_stream_that_falls_silent(start_worker: StartWorker, http: aioht
         assert (await response.content.read()).endswith(b"[DONE]\n\n")
 
 
+async def test_idle_connections_are_closed_early(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
+    worker = await start_worker(keep_alive_secs=0.05)
+    reader, writer = await asyncio.open_connection("127.0.0.1", worker.port)
+    writer.write(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+
+
 async def test_a_slow_first_byte(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker()
     worker.faults.slow_first_byte(0.05)

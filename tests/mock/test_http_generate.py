@@ -144,7 +144,9 @@ async def test_completions(start_worker: StartWorker, http: aiohttp.ClientSessio
     events = await stream(http, worker, "/v1/completions", {"prompt": "Once upon a time", "max_tokens": 5})
     assert "".join(event["choices"][0]["text"] for event in events) == body["choices"][0]["text"]
     assert events[-1]["choices"][0]["finish_reason"] == "length"
-    _, many = await post(http, worker, "/v1/completions", {"prompt": ["one", "two"], "n": 2, "max_tokens": 3})
+    rows = [[5, 6, 7], [8, 9]]
+    _, many = await post(http, worker, "/v1/completions", {"prompt": rows, "n": 2, "max_tokens": 3})
+    assert many["usage"]["prompt_tokens"] == 5
     assert [choice["index"] for choice in many["choices"]] == [0, 1, 2, 3]
     assert many["choices"][0]["text"] != many["choices"][1]["text"]
     assert many["usage"]["completion_tokens"] == 12

@@ -190,6 +190,7 @@ async def test_the_key_is_asked_for_where_the_engine_asks(
         ({"Authorization": "Bearer secret"}, 200),
         ({"Authorization": "bearer secret"}, 200),
         ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "Basic secret"}, 401),
         ({"x-api-key": "secret"}, 401),
     ):
         async with http.get(worker.url + "/server_info", headers=headers) as response:

@@ -181,6 +181,7 @@ def test_nothing_is_loaded_back_without_room() -> None:
     assert cache.reserve(8)
     found = cache.match(range(9))
     assert cache.load_back(found) is found
+    assert cache.locked_tokens == 0
 
 
 def test_the_host_evicts_what_is_nowhere_else_in_use() -> None:
@@ -193,6 +194,13 @@ def test_the_host_evicts_what_is_nowhere_else_in_use() -> None:
         ("BlocksStored", "CPU_PINNED"),
     ]
     assert {block.tiers for block in cache.blocks()} == {frozenset(Medium)}
+
+
+def test_no_host_copy_without_its_parent() -> None:
+    cache, ops = build(host_capacity=8)
+    cache.insert(range(12))
+    cache.insert(range(16))
+    assert media(ops) == [("BlocksStored", "GPU")] * 2
 
 
 def test_blocks_lists_paths_with_their_parents() -> None:

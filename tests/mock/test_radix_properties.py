@@ -76,7 +76,13 @@ def check_node(node: RadixNode) -> None:
         check_node(child)
 
 
-sequences = st.lists(st.integers(0, 2), max_size=24)
+# Few distinct pages, so that prompts share prefixes, fork inside nodes and at their edges.
+pages = st.sampled_from([(0, 0, 0), (0, 1, 0), (1, 1, 1)])
+sequences = st.builds(
+    lambda body, rest: [token for page in body for token in page] + rest,
+    st.lists(pages, min_size=1, max_size=6),
+    st.lists(st.integers(0, 1), max_size=3),
+)
 actions = st.lists(
     st.one_of(
         st.tuples(st.just("insert"), sequences, st.sampled_from(NAMESPACES)),
@@ -87,7 +93,8 @@ actions = st.lists(
         st.tuples(st.just("evict"), st.integers(1, 30), st.none()),
         st.tuples(st.just("clear"), st.none(), st.none()),
     ),
-    max_size=40,
+    min_size=20,
+    max_size=60,
 )
 
 

@@ -106,7 +106,7 @@ def test_what_can_never_fit_is_refused() -> None:
 
 def test_admission_leaves_room_for_everyone_to_finish() -> None:
     model, _ = build(capacity=64, max_running=8)
-    requests = [request(str(index), 1000 * index, 20, output=12) for index in range(6)]
+    requests = [request(str(index), 1000 * index, 4, output=28) for index in range(6)]
     for item in requests:
         assert model.submit(item, 0.0)
     assert model.begin_step(0.0) is not None

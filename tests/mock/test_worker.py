@@ -95,7 +95,18 @@ async def test_the_stream_tells_the_contents_of_the_cache(
         assert events.blocks == held(worker) == set()
 
 
-async def test_bigram_and_host_tier_workers_tell_too(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
+async def test_late_decode_events_leave_at_the_latest_when_idle(
+    start_worker: StartWorker, http: aiohttp.ClientSession
+) -> None:
+    worker = await start_worker(decode_log_interval=1000, page_size=4)
+    async with subscriber(worker) as events:
+        await chat(http, worker, 1)
+        await events.catch_up(worker)
+        assert events.blocks == held(worker)
+        assert events.sequences == [1, 2]
+
+
+async def test_bigram_workers_tell_too(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
     worker = await start_worker(bigram=True, page_size=4)
     async with subscriber(worker) as events:
         answer = await chat(http, worker, 1)
