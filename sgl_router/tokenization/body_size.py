@@ -1,27 +1,24 @@
-"""Whether a chat body is too large to be normalised and rendered on the event loop."""
+"""Whether a piece of a decoded body is too large to be worked through on the event loop."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 __all__ = ["exceeds"]
 
-_RENDERED_KEYS = ("messages", "tools", "chat_template_kwargs", "input_ids")
 
-
-def exceeds(body: Mapping[str, Any], *, nodes: int, chars: int) -> bool:
-    """True once more than `nodes` JSON values or `chars` characters are seen; the walk stops there."""
-    pending: list[Any] = [body[key] for key in _RENDERED_KEYS if key in body]
+def exceeds(value: Any, *, nodes: int, chars: int) -> bool:
+    """True once more than `nodes` JSON values or `chars` characters are seen inside; the walk stops there."""
+    pending: list[Any] = [value]
     while pending:
-        value = pending.pop()
-        if isinstance(value, str):
-            chars -= len(value)
+        item = pending.pop()
+        if isinstance(item, str):
+            chars -= len(item)
             if chars < 0:
                 return True
-        elif isinstance(value, (dict, list)):
-            nodes -= len(value)
+        elif isinstance(item, (dict, list)):
+            nodes -= len(item)
             if nodes < 0:
                 return True
-            pending.extend(value.values() if isinstance(value, dict) else value)
+            pending.extend(item.values() if isinstance(item, dict) else item)
     return False

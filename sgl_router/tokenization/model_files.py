@@ -91,20 +91,26 @@ _TEXT_ONLY_BY_DEFAULT = frozenset(
 )
 
 
-def model_facts(name: str, config: Mapping[str, Any], *, has_template: bool) -> ModelFacts:
-    """What the engine would decide from `config` (config.json, may be empty) and the model's path or hub id."""
+def model_facts(
+    name: str, config: Mapping[str, Any], *, own_template: bool, given_template: bool = False
+) -> ModelFacts:
+    """What the engine would decide from `config` (config.json, may be empty) and the model's directory name or hub id.
+
+    `own_template`: the tokenizer has one; `given_template`: the workers were started with one.
+    """
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
     model_type = config.get("model_type")
     model_type = model_type if isinstance(model_type, str) else ""
     return ModelFacts(
-        code_encoder=_code_encoder(name, architecture, model_type, has_template),
+        code_encoder=_architecture_encoder(architecture, model_type, has_template=own_template or given_template)
+        or (None if given_template else _conversation(name, model_type)),
         multimodal=_is_multimodal(architecture, config),
         context_length=_context_length(config),
     )
 
 
-def _code_encoder(name: str, architecture: str, model_type: str, has_template: bool) -> str | None:
+def _architecture_encoder(architecture: str, model_type: str, *, has_template: bool) -> str | None:
     if model_type == "deepseek_v41" or "DeepseekV41" in architecture:
         return "dsv41"
     if "DeepseekV4" in architecture:
@@ -118,6 +124,10 @@ def _code_encoder(name: str, architecture: str, model_type: str, has_template: b
     # Its requests are rewritten by engine code before the template sees them.
     if model_type == "minimax_m3_vl":
         return "minimax_m3"
+    return None
+
+
+def _conversation(name: str, model_type: str) -> str | None:
     if model_type in _CONVERSATION_MODEL_TYPES or _CONVERSATION_PATHS.search(name):
         return "conversation"
     if model_type not in _MINICPM_JINJA_MODEL_TYPES and _MINICPM_PATH.search(name):

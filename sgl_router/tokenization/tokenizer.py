@@ -33,8 +33,7 @@ T = TypeVar("T")
 # 0.8 us to normalise plus 0.3 (ChatML) to 10 us (tool calls, a long template) to render: 2 ms at the limit.
 _INLINE_BODY_NODES = 600
 _INLINE_BODY_CHARS = 64_000
-# Decoding holds the interpreter lock for about 0.3 us a token.
-_INLINE_DECODE_TOKENS = 4_096
+_RENDERED_KEYS = ("messages", "tools", "chat_template_kwargs", "input_ids")
 _THREADS = 2
 # Beyond this a model_max_length is transformers' way to say that nobody set one.
 _LARGEST_SENSIBLE_LENGTH = 1 << 32
@@ -97,15 +96,12 @@ class ModelTokenizer:
 
         `chat_template` and `default_chat_template_kwargs` are what the workers were started with.
         """
-        from sgl_router.tokenization.template import (
-            detect_content_format,
-            detect_low_effort_variable,
-        )
+        from sgl_router.tokenization.template import detect_content_format, detect_low_effort_variable
 
         tokenizer, files = load_hf_tokenizer(tokenizer_path)
         config = files.read_json("config.json")
         has_own = getattr(tokenizer, "chat_template", None) is not None
-        facts = model_facts(files.name, config, has_template=has_own or chat_template is not None)
+        facts = model_facts(files.name, config, own_template=has_own, given_template=chat_template is not None)
         source = load_template_source(chat_template, tokenizer, files, multimodal=facts.multimodal)
         template, broken = _compile(source, tokenizer)
         traits = TemplateTraits(
@@ -131,6 +127,11 @@ class ModelTokenizer:
         return self._encoder.backend
 
     @property
+    def inline_chars(self) -> int:
+        """The longest text that is encoded on the event loop."""
+        return self._encoder.inline_chars
+
+    @property
     def max_model_len(self) -> int | None:
         """The tokenizer's own limit, else the model config's, else None."""
         own = getattr(self._tokenizer, "model_max_length", None)
@@ -150,23 +151,30 @@ class ModelTokenizer:
         return await self._chat(body, Endpoint.TOKENIZE)
 
     async def _chat(self, body: Mapping[str, Any], endpoint: Endpoint) -> TokenIds:
-        self._refuse_code_encoders(body)
-        if exceeds(body, nodes=_INLINE_BODY_NODES, chars=_INLINE_BODY_CHARS):
-            return await self._in_thread(lambda: self._encode_rendered(self._render(body, endpoint), endpoint))
+        rendered_from = [body[key] for key in _RENDERED_KEYS if key in body]
+        if exceeds(rendered_from, nodes=_INLINE_BODY_NODES, chars=_INLINE_BODY_CHARS):
+            return await self.offload(lambda: self._encode_rendered(self._render(body, endpoint), endpoint))
         rendered = self._render(body, endpoint)
-        if len(rendered.text) <= self._encoder.inline_chars and not self._encodes_twice:
+        chars = len(rendered.text) + len(rendered.assistant_prefix or "")
+        if chars <= self.inline_chars and not self._encodes_twice:
             return self._encode_rendered(rendered, endpoint)
-        return await self._in_thread(lambda: self._encode_rendered(rendered, endpoint))
+        return await self.offload(lambda: self._encode_rendered(rendered, endpoint))
 
     async def encode_text(self, text: str, add_special_tokens: bool = True) -> TokenIds:
         """Ids of a plain prompt. Raises Unrenderable for text that is not valid Unicode."""
-        if len(text) <= self._encoder.inline_chars:
-            return self._encode(text, add_special_tokens)
-        return await self._in_thread(lambda: self._encode(text, add_special_tokens))
+        if len(text) <= self.inline_chars:
+            return self.encode(text, add_special_tokens)
+        return await self.offload(lambda: self.encode(text, add_special_tokens))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> TokenIds:
+        """The same, blocking however long the text is."""
+        try:
+            return self._encoder.encode(text, add_special_tokens)
+        except UnicodeError:
+            raise invalid("messages", "the text has characters that are not valid Unicode") from None
 
     def render(self, body: Mapping[str, Any]) -> RenderedPrompt:
         """Normalise and render a chat body. Blocking; raises Unrenderable."""
-        self._refuse_code_encoders(body)
         return self._render(body, Endpoint.CHAT)
 
     def encode_rendered(self, rendered: RenderedPrompt) -> TokenIds:
@@ -174,25 +182,19 @@ class ModelTokenizer:
         return self._encode_rendered(rendered, Endpoint.CHAT)
 
     def decode(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:
-        """Text of token ids. Blocking for long sequences: `decode_async` keeps off the event loop."""
+        """Text of token ids: about 0.3 us each, all of it blocking. Long sequences belong in `offload`."""
         plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
         return str(self._tokenizer.decode(plain, skip_special_tokens=skip_special_tokens))
-
-    async def decode_async(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:
-        if len(ids) <= _INLINE_DECODE_TOKENS:
-            return self.decode(ids, skip_special_tokens)
-        return await self._in_thread(lambda: self.decode(ids, skip_special_tokens))
 
     def close(self) -> None:
         """Stop the worker threads; encoding that is still queued is cancelled."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    async def offload(self, work: Callable[[], T]) -> T:
+        """Run blocking work on the threads that encode."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
-    def _refuse_code_encoders(self, body: Mapping[str, Any]) -> None:
-        if body.get("input_ids") is not None:
-            return
+    def _usable_template(self) -> ChatTemplate:
         if self._facts.code_encoder is not None:
             raise Unrenderable(
                 UnrenderableReason.CODE_ENCODER,
@@ -202,20 +204,20 @@ class ModelTokenizer:
             raise Unrenderable(UnrenderableReason.TEMPLATE_ERROR, self._broken_template)
         if self._template is None:
             raise Unrenderable(UnrenderableReason.NO_TEMPLATE, "the tokenizer has no chat template")
+        return self._template
 
     def _render(self, body: Mapping[str, Any], endpoint: Endpoint) -> RenderedPrompt:
-        input_ids = body.get("input_ids") if endpoint is Endpoint.CHAT else None
+        input_ids = body.get("input_ids")
         if input_ids is not None:
             return RenderedPrompt("", False, token_ids=_client_ids(input_ids))
-        assert self._template is not None
+        template = self._usable_template()
         try:
             call = parse_chat(body, self._traits, endpoint)
         except RecursionError:
             raise invalid("messages", "nested too deeply") from None
 
         def rendered(tools: list[dict[str, Any]] | None) -> str:
-            assert self._template is not None
-            return self._template.render(
+            return template.render(
                 call.messages,
                 tools=tools,
                 documents=call.documents,
@@ -239,21 +241,15 @@ class ModelTokenizer:
     def _encode_rendered(self, rendered: RenderedPrompt, endpoint: Endpoint) -> TokenIds:
         if rendered.token_ids is not None:
             return rendered.token_ids
-        ids = self._encode(rendered.text, rendered.add_special_tokens)
+        ids = self.encode(rendered.text, rendered.add_special_tokens)
         if rendered.assistant_prefix:
-            prefix = self._encode(rendered.assistant_prefix, True)
+            prefix = self.encode(rendered.assistant_prefix, True)
             if len(prefix) and self._bos_token_id is not None and int(prefix[0]) == self._bos_token_id:
                 prefix = prefix[1:]
             ids = np.concatenate((ids, prefix))
         if self._encodes_twice and endpoint is Endpoint.CHAT:
-            return self._encode(self.decode(ids, skip_special_tokens=False), True)
+            return self.encode(self.decode(ids, skip_special_tokens=False), True)
         return ids
-
-    def _encode(self, text: str, add_special_tokens: bool) -> TokenIds:
-        try:
-            return self._encoder.encode(text, add_special_tokens)
-        except UnicodeError:
-            raise invalid("messages", "the text has characters that are not valid Unicode") from None
 
 
 def _compile(source: TemplateSource | None, tokenizer: Any) -> tuple[ChatTemplate | None, str | None]:

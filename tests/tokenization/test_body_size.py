@@ -12,22 +12,23 @@ def message(text: str = "x") -> dict[str, Any]:
 
 
 def test_small_bodies_fit() -> None:
-    assert not exceeds({"messages": [message()] * 10, "model": "m" * 10_000}, nodes=30, chars=100)
+    assert not exceeds([message()] * 10, nodes=30, chars=100)
     assert not exceeds({}, nodes=0, chars=0)
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        {"messages": [message()] * 11},
-        {"messages": [message("x" * 101)]},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 101}]}]},
-        {"messages": [], "tools": [{"a": {"b": [1] * 40}}]},
-        {"messages": [], "chat_template_kwargs": {"k": "x" * 101}},
-        {"messages": [], "input_ids": [1] * 31},
+        [message()] * 11,
+        [message("x" * 101)],
+        [{"role": "user", "content": [{"type": "text", "text": "x" * 101}]}],
+        [{"a": {"b": [1] * 40}}],
+        {"k": ["x" * 51] * 2},
+        "x" * 101,
+        [1] * 31,
     ],
 )
-def test_large_ones_do_not(body: dict[str, Any]) -> None:
+def test_large_ones_do_not(body: Any) -> None:
     assert exceeds(body, nodes=30, chars=100)
 
 
@@ -36,13 +37,13 @@ def test_the_walk_ends_at_the_limit() -> None:
         def __iter__(self) -> Any:
             raise AssertionError("walked past the limit")
 
-    assert exceeds({"messages": Guard([0] * 31)}, nodes=30, chars=100)
+    assert exceeds(Guard([0] * 31), nodes=30, chars=100)
 
 
 def test_depth_does_not_recurse() -> None:
     nested: list[Any] = []
     for _ in range(100_000):
         nested = [nested]
-    assert exceeds({"messages": nested}, nodes=1000, chars=0)
+    assert exceeds(nested, nodes=1000, chars=0)
     while nested:
         nested = nested.pop()

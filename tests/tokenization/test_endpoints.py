@@ -124,3 +124,19 @@ async def test_malformed_tokens_name_the_field(golden: ModelTokenizer, body: dic
     with pytest.raises(TokenizeBadRequest) as caught:
         await detokenize_request(golden, body)
     assert caught.value.param == param
+
+
+async def test_large_work_leaves_the_event_loop(build: Any, executor: Any) -> None:
+    tokenizer = build(None, executor=executor)
+    await tokenize_request(tokenizer, {"prompt": ["x"] * 10})
+    await detokenize_request(tokenizer, {"tokens": [[1, 2]] * 10})
+    assert executor.submitted == 0
+    assert len((await tokenize_request(tokenizer, {"prompt": ["x"] * 1000}))["count"]) == 1000
+    assert executor.submitted == 1
+    await tokenize_request(tokenizer, {"prompt": "word " * 20_000})
+    assert executor.submitted == 2
+    await detokenize_request(tokenizer, {"tokens": [5] * 10_000})
+    assert executor.submitted == 3
+    with pytest.raises(TokenizeBadRequest) as caught:
+        await detokenize_request(tokenizer, {"tokens": [[5]] * 5_000 + [["x"]]})
+    assert caught.value.param == "tokens[5000][0]"

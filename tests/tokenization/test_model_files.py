@@ -10,7 +10,7 @@ from sgl_router.tokenization.model_files import ModelFiles, model_facts
 
 
 def facts(config: dict[str, Any] | None = None, name: str = "org/model", has_template: bool = True) -> Any:
-    return model_facts(name, config or {}, has_template=has_template)
+    return model_facts(name, config or {}, own_template=has_template)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,8 @@ def test_deepseek_v3_is_encoded_by_code_only_without_a_template(architecture: st
 )
 def test_some_model_names_mean_a_built_in_conversation_template(name: str, encoder: str | None) -> None:
     assert facts(name=name).code_encoder == encoder
+    # Started with a template of their own, the workers do not look at the name.
+    assert model_facts(name, {}, own_template=False, given_template=True).code_encoder is None
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ async def test_input_ids_stand_in_for_the_rendered_messages(build: Build) -> Non
     ids = await tokenizer.encode_chat({**HELLO, "input_ids": [5, 6, 4294967295]})
     assert ids.tolist() == [5, 6, 4294967295]
     assert ids.dtype == np.uint32
+    assert (await tokenizer.encode_chat_for_tokenize({**HELLO, "input_ids": [5]})).tolist() == [5]
 
 
 @pytest.mark.parametrize("bad", ["5", [1, None], [-1], [1 << 32], {"a": 1}])
@@ -180,6 +181,9 @@ async def test_short_prompts_stay_on_the_loop_and_long_ones_go_to_the_executor(
     assert executor.submitted == 1
     await tokenizer.encode_chat({"messages": [{"role": "user", "content": long[: 2 * encoder.inline_chars]}]})
     assert executor.submitted == 2
+    prefix = {"role": "assistant", "content": long[: 2 * encoder.inline_chars]}
+    await tokenizer.encode_chat({"messages": [HELLO["messages"][0], prefix], "continue_final_message": True})
+    assert executor.submitted == 3
 
 
 @pytest.mark.parametrize(
@@ -240,11 +244,11 @@ def test_encoding_is_safe_from_many_threads(golden: ModelTokenizer, hf: Any) -> 
             assert [ids.tolist() for ids in pool.map(golden.encode_rendered, rendered)] == expected
 
 
-async def test_decoding_inverts_encoding_and_skips_specials_on_request(golden: ModelTokenizer, executor: Any) -> None:
+async def test_decoding_inverts_encoding_and_skips_specials_on_request(golden: ModelTokenizer) -> None:
     ids = (await golden.encode_text("<|im_start|>hello there<|im_end|>")).tolist()
     assert golden.decode(ids) == "hello there"
     assert golden.decode(ids, skip_special_tokens=False) == "<|im_start|>hello there<|im_end|>"
-    assert await golden.decode_async(np.array(ids * 2000, dtype=np.uint32)) == "hello there" * 2000
+    assert golden.decode(np.array(ids * 2000, dtype=np.uint32)) == "hello there" * 2000
 
 
 def test_context_length_comes_from_the_tokenizer_else_from_the_model(build: Build, hf: Any, golden: Any) -> None:
