@@ -182,6 +182,8 @@ class KvEventsConfig(Section, frozen=True, kw_only=True):
     receive_high_water_mark: Count = 100000
     max_message_bytes: Bytes = 67108864
     turn_budget_ms: TurnBudget = 2.0
+    replay_idle_secs: Secs = 2.0
+    resync_secs: Secs = 30.0
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +13,7 @@ import structlog
 
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .pump import EventPump, Feed
+from .repair import Repairer, RepairOutcome
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .subscriber import Subscriber, make_context
 from .tree import BlockTree
@@ -22,13 +24,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import zmq
 
-    from sgl_router.workers import Target, Worker
+    from sgl_router.workers import KvEventSource, Target, Worker
 
 __all__ = ["KvIndex", "MatchedPrefix", "PromptMatch", "RankStatus"]
 
 log = structlog.get_logger(__name__)
 
 _PIECE_BLOCKS = 1_024
+_MAX_RESYNC_SECS = 600.0
 
 
 class MatchedPrefix(NamedTuple):
@@ -78,17 +81,32 @@ class IndexTotals:
     gaps: int = 0
     missing: int = 0
     restarts: int = 0
+    resyncs: int = 0
+    repairs: dict[RepairOutcome, int] = field(default_factory=dict)
     failures: dict[DecodeFailure, int] = field(default_factory=dict)
 
 
 class _Rank:
-    """A target's stream, its socket, and the feed that joins them."""
+    """A target's stream, its socket, the feed that joins them, and what repairs the stream where it can be."""
 
     def __init__(self, target: Target, stream: EventStream) -> None:
         self.target = target
         self.stream = stream
         self.subscriber: Subscriber | None = None
         self.feed: Feed | None = None
+        self.repairer: Repairer | None = None
+        self.resync: asyncio.TimerHandle | None = None
+        self.resyncs = 0
+        self.lag_secs = 0.0
+
+    def close(self) -> None:
+        if self.resync is not None:
+            self.resync.cancel()
+        if self.repairer is not None:
+            self.repairer.close()
+        if self.subscriber is not None:
+            self.subscriber.close()
+        self.stream.close()
 
 
 class _Group:
@@ -111,23 +129,33 @@ class KvIndex:
         receive_high_water_mark: int = 100_000,
         max_message_bytes: int = 64 << 20,
         turn_budget_secs: float = 0.002,
+        replay_idle_secs: float = 2.0,
+        resync_secs: float = 30.0,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.tree = BlockTree()
         self._secret = secrets.randbits(64)
         self._hashers: dict[tuple[int, bool], BlockHasher] = {}
         self._ranks: dict[Worker, list[_Rank]] = {}
+        self._by_stream: dict[EventStream, _Rank] = {}
         self._groups: dict[str, dict[BlockHasher, _Group]] = {}
         self._hwm = receive_high_water_mark
         self._max_bytes = max_message_bytes
+        self._replay_idle_secs = replay_idle_secs
+        self._resync_secs = resync_secs
+        self._wall_clock = wall_clock
         self.pump = EventPump(
             self.tree,
             turn_budget_secs=turn_budget_secs,
             max_message_bytes=max_message_bytes,
             on_failure=self._on_failure,
             on_frame=self._on_frame,
+            on_batch=self._on_batch,
         )
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self.totals = IndexTotals()
+        self.on_lag: Callable[[float], None] = lambda seconds: None
+        """Called per live batch with the time from its publication (the worker's clock) to now, in seconds."""
         self.on_reconnect: Callable[[Worker], None] = lambda worker: None
         """Called when a worker whose blocks were known is back on the line: find out who it is and `confirm` it."""
 
@@ -145,11 +173,12 @@ class KvIndex:
                 self._hasher,
                 page_size=worker.info.block_size,
                 bigram=worker.info.bigram,
-                changed=lambda _: self._regroup(worker.model_id),
+                changed=self._changed,
             )
             rank = _Rank(target, stream)
+            self._by_stream[stream] = rank
             ranks.append(rank)
-            self._subscribe(rank, source.endpoint(target.dp_rank), source.topic)
+            self._subscribe(rank, source)
         self._regroup(worker.model_id)
 
     def worker_removed(self, worker: Worker) -> None:
@@ -157,9 +186,8 @@ class KvIndex:
         for rank in self._ranks.pop(worker, ()):
             if rank.feed is not None:
                 self.pump.drop(rank.feed)
-            if rank.subscriber is not None:
-                rank.subscriber.close()
-            rank.stream.close()
+            rank.close()
+            del self._by_stream[rank.stream]
         self._regroup(worker.model_id)
         self.pump.schedule()
 
@@ -171,25 +199,94 @@ class KvIndex:
             self._context.term()
             self._context = None
 
-    def _subscribe(self, rank: _Rank, endpoint: str, topic: str) -> None:
+    def _subscribe(self, rank: _Rank, source: KvEventSource) -> None:
         if self._context is None:
             self._context = make_context()
         rank.subscriber = Subscriber(
             self._context,
-            endpoint,
-            topic,
+            source.endpoint(rank.target.dp_rank),
+            source.topic,
             receive_high_water_mark=self._hwm,
             max_message_bytes=self._max_bytes,
             readable=lambda _: self.pump.wake(feed),
             connection=lambda _, connected: self._connection(rank, connected),
         )
         feed = rank.feed = Feed(rank.subscriber, rank.stream)
+        endpoint = source.replay_endpoint(rank.target.dp_rank)
+        if endpoint is not None:
+            rank.repairer = Repairer(
+                feed,
+                self.pump,
+                endpoint,
+                idle_secs=self._replay_idle_secs,
+                max_message_bytes=self._max_bytes,
+                finished=lambda outcome: self._repaired(rank, outcome),
+            )
+            feed.repair = lambda outcome: rank.repairer.start() if rank.repairer is not None else None
+            # What the worker published before we came is replayed first, as soon as the live socket is connected:
+            # nothing can then fall between the two.
+            feed.paused = True
 
     def _connection(self, rank: _Rank, connected: bool) -> None:
         if not connected:
             rank.stream.suspend()
-        elif rank.stream.state is StreamState.SUSPENDED:
+            return
+        if rank.stream.expected is not None:
             self.on_reconnect(rank.target.worker)
+        if rank.repairer is not None:
+            rank.repairer.start()
+
+    def _repaired(self, rank: _Rank, outcome: RepairOutcome) -> None:
+        self.totals.repairs[outcome] = self.totals.repairs.get(outcome, 0) + 1
+        stream = rank.stream
+        say = log.warning if outcome is RepairOutcome.FAILED else log.info
+        say(
+            f"kv event stream {outcome.value}",
+            worker=rank.target.worker.id,
+            dp_rank=rank.target.dp_rank,
+            state=stream.state.value,
+            complete=stream.complete,
+            next_seq=stream.expected,
+            blocks=stream.blocks_held,
+        )
+
+    def _changed(self, stream: EventStream) -> None:
+        rank = self._by_stream.get(stream)
+        if rank is None:
+            return
+        self._regroup(rank.target.worker.model_id)
+        if stream.state is StreamState.UNTRUSTED and rank.resync is None:
+            # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
+            delay = min(self._resync_secs * 2**rank.resyncs, _MAX_RESYNC_SECS)
+            rank.resync = asyncio.get_running_loop().call_later(delay, self._resync, rank)
+        elif stream.state is StreamState.LIVE and stream.complete:
+            rank.resyncs = 0
+
+    def _resync(self, rank: _Rank) -> None:
+        """An untrusted stream starts over: from the replay buffer, or, where that cannot help, from what comes next."""
+        rank.resync = None
+        stream = rank.stream
+        if stream.state is not StreamState.UNTRUSTED:
+            return
+        rank.resyncs += 1
+        replayable = rank.repairer is not None and stream.untrusted_for is not Untrust.DECODE
+        self.totals.resyncs += 1
+        log.info(
+            "kv event stream starts over",
+            worker=rank.target.worker.id,
+            dp_rank=rank.target.dp_rank,
+            untrusted_for=stream.untrusted_for.value if stream.untrusted_for else None,
+            replay=replayable,
+        )
+        stream.resync()
+        if replayable and rank.repairer is not None:
+            rank.repairer.start()
+
+    def distrust(self, target: Target) -> None:
+        """The worker's own reports contradict the index: forget what this rank claims and start over."""
+        for rank in self._ranks.get(target.worker, ()):
+            if rank.target is target and rank.stream.state is StreamState.LIVE:
+                rank.stream.distrust(Untrust.DISAGREEMENT)
 
     def confirm(self, worker: Worker) -> None:
         """Introspection found the worker unchanged. One that does not tell when it was started may be another
@@ -223,10 +320,10 @@ class KvIndex:
 
     def _on_failure(self, stream: EventStream, error: WireError) -> None:
         self.totals.failures[error.reason] = self.totals.failures.get(error.reason, 0) + 1
-        rank = self._find(stream)
+        rank = self._by_stream.get(stream)
         if rank is not None:
             log.warning(
-                "kv event frame refused, stream untrusted until its cache is cleared",
+                "kv event frame refused, stream untrusted",
                 worker=rank.target.worker.id,
                 dp_rank=rank.target.dp_rank,
                 reason=error.reason.value,
@@ -239,7 +336,7 @@ class KvIndex:
             self.totals.missing += missing
         elif outcome is FrameOutcome.RESTART:
             self.totals.restarts += 1
-        rank = self._find(stream)
+        rank = self._by_stream.get(stream)
         if rank is not None:
             log.warning(
                 f"kv event sequence {outcome.value}",
@@ -250,8 +347,11 @@ class KvIndex:
                 missing=missing,
             )
 
-    def _find(self, stream: EventStream) -> _Rank | None:
-        return next((r for ranks in self._ranks.values() for r in ranks if r.stream is stream), None)
+    def _on_batch(self, stream: EventStream, ts: float) -> None:
+        rank = self._by_stream.get(stream)
+        if rank is not None and stream.state is not StreamState.REPAIRING:
+            rank.lag_secs = max(0.0, self._wall_clock() - ts)
+            self.on_lag(rank.lag_secs)
 
     # --- prompts ------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from .stream import EventStream, FrameOutcome
 from .tree import BlockTree
-from .wire import BlockStored, Event, WireError, decode_batch, decode_frame
+from .wire import BlockStored, Event, Frame, WireError, decode_batch, decode_frame
 
 __all__ = ["EventPump", "Feed", "FrameSource"]
 
@@ -25,14 +25,25 @@ class FrameSource(Protocol):
 
 
 class Feed:
-    """A source, the stream it feeds, and the events of its current frame that are not applied yet."""
+    """A source, the stream it feeds, and the events of its current frame that are not applied yet.
 
-    __slots__ = ("pending", "queued", "source", "stream")
+    `inbox` holds replayed frames and goes before the source; while `paused` the source is not read, its frames wait
+    there. `repair` is called when frames are missing and could be replayed (the frame that showed it is in `held`).
+    """
 
-    def __init__(self, source: FrameSource, stream: EventStream) -> None:
+    __slots__ = ("drained", "held", "inbox", "paused", "pending", "queued", "repair", "source", "stream")
+
+    def __init__(
+        self, source: FrameSource, stream: EventStream, repair: Callable[[FrameOutcome], None] | None = None
+    ) -> None:
         self.source = source
         self.stream = stream
+        self.repair = repair
         self.pending: Iterator[Event] = iter(())
+        self.inbox: deque[Frame] = deque()
+        self.held: Frame | None = None
+        self.drained = asyncio.Event()
+        self.paused = False
         self.queued = False
 
 
@@ -49,6 +60,7 @@ class EventPump:
         clock: Callable[[], float] = time.perf_counter,
         on_failure: Callable[[EventStream, WireError], None] = lambda stream, error: None,
         on_frame: Callable[[EventStream, FrameOutcome, int], None] = lambda stream, outcome, missing: None,
+        on_batch: Callable[[EventStream, float], None] = lambda stream, ts: None,
     ) -> None:
         self._tree = tree
         self._budget = turn_budget_secs
@@ -56,6 +68,7 @@ class EventPump:
         self._clock = clock
         self._on_failure = on_failure
         self._on_frame = on_frame
+        self._on_batch = on_batch
         self._ready: deque[Feed] = deque()
         self._scheduled = False
 
@@ -109,23 +122,44 @@ class EventPump:
             if event is not None:
                 stream.apply(event)
                 return True
+            if feed.inbox:
+                self._take(feed, feed.inbox.popleft(), repairable=False)
+                return True
+            feed.drained.set()
+            if feed.paused:
+                return False
+            if feed.held is not None:
+                frame, feed.held = feed.held, None
+                # Held for a repair that did not bring what is missing: now the gap is final.
+                self._take(feed, frame, repairable=False)
+                return True
             parts = feed.source.receive()
             if parts is None:
                 return False
-            frame = decode_frame(parts, self._max_bytes)
-            known_missing = stream.counters.missing
-            outcome = stream.observe(frame)
-            if outcome is not FrameOutcome.NEXT:
-                self._on_frame(stream, outcome, stream.counters.missing - known_missing)
-            if outcome is not FrameOutcome.DUPLICATE:
-                batch = decode_batch(frame.payload)
-                stream.last_ts = batch.ts
-                feed.pending = _pieces(batch.events)
+            self._take(feed, decode_frame(parts, self._max_bytes), repairable=feed.repair is not None)
         except WireError as error:
             feed.pending = iter(())
             stream.failed(error)
             self._on_failure(stream, error)
         return True
+
+    def _take(self, feed: Feed, frame: Frame, *, repairable: bool) -> None:
+        stream = feed.stream
+        known_missing = stream.counters.missing
+        outcome = stream.observe(frame, repairable=repairable)
+        if outcome is not FrameOutcome.NEXT:
+            self._on_frame(stream, outcome, stream.counters.missing - known_missing)
+        if outcome is FrameOutcome.DUPLICATE:
+            return
+        if outcome is not FrameOutcome.NEXT and repairable and feed.repair is not None:
+            feed.held = frame
+            feed.paused = True
+            feed.repair(outcome)
+            return
+        batch = decode_batch(frame.payload)
+        stream.last_ts = batch.ts
+        self._on_batch(stream, batch.ts)
+        feed.pending = _pieces(batch.events)
 
 
 def _pieces(events: list[Event]) -> Iterator[Event]:

@@ -34,11 +34,15 @@ _GHOSTS = 65_536
 
 
 class StreamState(str, Enum):
-    """`waiting`: nothing heard yet. `live`: every claim is witnessed. `suspended`: the connection broke and nothing
-    has been heard since. `untrusted`: events were lost; cold until the engine clears its cache."""
+    """`waiting`: nothing heard yet. `live`: every claim is witnessed. `repairing`: missing frames are being replayed.
+    `suspended`: the connection broke, and it is not shown yet that nothing was missed and nobody else answers.
+    `untrusted`: frames are lost for good; cold until the cache is cleared, the publisher starts anew, or a resync.
+
+    Only `live` streams are matched."""
 
     WAITING = "waiting"
     LIVE = "live"
+    REPAIRING = "repairing"
     SUSPENDED = "suspended"
     UNTRUSTED = "untrusted"
 
@@ -48,6 +52,8 @@ class Untrust(str, Enum):
 
     GAP = "gap"
     DECODE = "decode"
+    DISAGREEMENT = "disagreement"
+    """The worker's own reports contradict what its events say."""
 
 
 class FrameOutcome(str, Enum):
@@ -71,6 +77,10 @@ class StreamCounters:
     gaps: int = 0
     missing: int = 0
     restarts: int = 0
+    replayed: int = 0
+    """Frames that came from the replay endpoint."""
+    history_lost: int = 0
+    """Times the replay buffer no longer reached back far enough."""
     orphans: int = 0
     """Blocks whose parent is unknown: their prefix cannot be named, so they are not indexed."""
     unindexed: int = 0
@@ -112,6 +122,7 @@ class EventStream:
         self.counters = StreamCounters()
         self._blocks: dict[EngineHash, int] = {}
         self._recent: OrderedDict[int, int] = OrderedDict()
+        self._repairing = self._suspended = False
         self._confirmed = self._contiguous = False
         # Only dialects up to 0.5.8 fill these two; see _resurrect.
         self._parents: dict[EngineHash, EngineHash | None] = {}
@@ -124,69 +135,108 @@ class EventStream:
 
     # --- sequence -----------------------------------------------------------------------------------------------
 
-    def observe(self, frame: Frame) -> FrameOutcome:
-        """Account for a frame's sequence number. On DUPLICATE its events must not be applied."""
-        self.counters.frames += 1
+    def observe(self, frame: Frame, *, repairable: bool = False) -> FrameOutcome:
+        """Account for a frame's sequence number. On DUPLICATE its events must not be applied.
+
+        With `repairable`, a GAP or a RESTART leaves the frame unaccounted for and the claims in place but withheld: the
+        caller holds the frame back, replays from `expected` (None: from the start), and observes it again.
+        """
         seq, expected = frame.seq, self.expected
         digest = xxh3_64_intdigest(frame.payload)
         outcome = FrameOutcome.NEXT
         if expected is None:
+            self.expected = seq + 1
             self._begin(complete=seq == 0)
         elif seq > expected:
             self.counters.gaps += 1
             self.counters.missing += seq - expected
+            if repairable:
+                return FrameOutcome.GAP
             outcome = FrameOutcome.GAP
+            self.expected = seq + 1
             self.distrust(Untrust.GAP)
         elif seq < expected:
             if self._recent.get(seq) == digest:
                 self.counters.duplicates += 1
                 return FrameOutcome.DUPLICATE
             # The numbers begin again at 0 in a new engine process; a frame from before our subscription may be lost.
-            self.counters.restarts += 1
+            self.restarted()
+            if repairable:
+                return FrameOutcome.RESTART
             outcome = FrameOutcome.RESTART
-            self._recent.clear()
-            self._drop_holdings()
+            self.expected = seq + 1
             self._begin(complete=seq == 0)
-        elif self.state is StreamState.SUSPENDED:
+        else:
+            self.expected = seq + 1
             self._contiguous = True
-            self._resume()
-        self.expected = seq + 1
+            self._refresh()
+        self.counters.frames += 1
         self._recent[seq] = digest
-        if len(self._recent) > _RECENT_FRAMES:
-            self._recent.popitem(last=False)
+        # While live frames that were replayed already may still be waiting in the socket, all must stay known.
+        if not self._repairing and len(self._recent) > _RECENT_FRAMES and outcome is FrameOutcome.NEXT:
+            self._trim()
         return outcome
 
     def suspend(self) -> None:
         """The connection broke. Claims are withheld until two things are known: that the same process is publishing
-        (`confirm`; a new one could by chance be at the very number we expect), and, from the next frame, that nothing
-        was missed meanwhile."""
-        if self.state in (StreamState.LIVE, StreamState.SUSPENDED):
+        (`confirm`; a new one could by chance be at the very number we expect), and, from the next frame or from the
+        replay buffer, that nothing was missed meanwhile."""
+        if self.expected is not None and self.state is not StreamState.UNTRUSTED:
+            self._suspended = True
             self._confirmed = self._contiguous = False
-            self._enter(StreamState.SUSPENDED)
+            self._refresh()
 
     def confirm(self, *, same_process: bool) -> None:
         """The publisher's identity after a reconnect is known."""
-        if self.state is not StreamState.SUSPENDED:
+        if not self._suspended:
             return
         if same_process:
             self._confirmed = True
-            self._resume()
+            self._refresh()
         else:
-            self.counters.restarts += 1
-            self._drop_holdings()
-            self.expected = None
-            self._enter(StreamState.WAITING)
+            self.restarted()
 
-    def _resume(self) -> None:
-        if self._confirmed and self._contiguous:
-            self._enter(StreamState.LIVE)
+    def repair(self) -> None:
+        """Frames are about to be replayed: withhold every claim until `repaired`."""
+        self._repairing = True
+        self._refresh()
+
+    def repaired(self, *, contiguous: bool) -> None:
+        """The replay is over. `contiguous`: it ended with nothing missing, so that claims are witnessed again."""
+        self._repairing = False
+        if contiguous:
+            self._contiguous = True
+        self._refresh()
+
+    def history_lost(self, first: int) -> None:
+        """The replay begins at `first`, later than what was asked for: start over there, from nothing."""
+        self.counters.history_lost += 1
+        self._drop_holdings()
+        self.expected = first
+        self._begin(complete=False)
+
+    def resync(self) -> None:
+        """Forget everything, claims and history; what is observed next is a new beginning."""
+        self._drop_holdings()
+        self._recent.clear()
+        self._contiguous = False
+        self.expected = None
+        self.complete = False
+        self.untrusted_for = None
+        self._refresh()
+
+    def restarted(self) -> None:
+        """Another process publishes here now: nothing of the old one holds."""
+        self.counters.restarts += 1
+        self._suspended = False
+        self.resync()
 
     def distrust(self, why: Untrust) -> None:
         """Forget every claim; hold nothing until the engine's cache is known to be empty."""
         self._drop_holdings()
         self.complete = False
         self.untrusted_for = why
-        self._enter(StreamState.UNTRUSTED)
+        self._refresh()
 
     def failed(self, error: WireError) -> None:
         """A frame could not be used: what it said is lost."""
@@ -201,11 +251,30 @@ class EventStream:
     def _begin(self, *, complete: bool) -> None:
         self.complete = complete
         self.untrusted_for = None
-        self._enter(StreamState.LIVE)
+        self._contiguous = True
+        self._refresh()
 
-    def _enter(self, state: StreamState) -> None:
-        self.state = state
-        self._changed(self)
+    def _refresh(self) -> None:
+        """Recompute the state from what is known; tell the owner when it changed."""
+        if self._suspended and self._confirmed and self._contiguous:
+            self._suspended = False
+        if self.untrusted_for is not None:
+            state = StreamState.UNTRUSTED
+        elif self._repairing:
+            state = StreamState.REPAIRING
+        elif self._suspended:
+            state = StreamState.SUSPENDED
+        elif self.expected is None:
+            state = StreamState.WAITING
+        else:
+            state = StreamState.LIVE
+        if state is not self.state:
+            self.state = state
+            self._changed(self)
+
+    def _trim(self) -> None:
+        while len(self._recent) > _RECENT_FRAMES:
+            self._recent.popitem(last=False)
 
     def _drop_holdings(self) -> None:
         """Hold nothing, in constant time: the slot is abandoned and swept in the background."""

@@ -95,6 +95,9 @@ class Subscriber:
 
     def _on_readable(self) -> None:
         if self._socket is not None:
+            # Looking makes libzmq do its pending work (above all: subscribe again after a reconnect), also while
+            # nobody receives.
+            self._socket.get(zmq.EVENTS)
             self._readable(self)
 
     def _on_monitor(self) -> None:

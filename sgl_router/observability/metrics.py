@@ -184,6 +184,15 @@ class _FleetCollector(Collector):
         yield CounterMetricFamily(
             "sgl_router_kv_event_missing_sequences", "Frames missing from streams.", value=totals.missing
         )
+        repairs = CounterMetricFamily(
+            "sgl_router_kv_event_repairs", "Replays of missed events, by how they ended.", labels=("outcome",)
+        )
+        for outcome, value in totals.repairs.items():
+            repairs.add_metric((outcome.value,), value)
+        yield repairs
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_resyncs", "Times an untrusted stream started over.", value=totals.resyncs
+        )
         yield CounterMetricFamily(
             "sgl_router_kv_event_publisher_resets", "Publishers seen to start anew.", value=totals.restarts
         )

@@ -81,6 +81,8 @@ class Daemon:
             receive_high_water_mark=events.receive_high_water_mark,
             max_message_bytes=events.max_message_bytes,
             turn_budget_secs=events.turn_budget_ms / 1e3,
+            replay_idle_secs=events.replay_idle_secs,
+            resync_secs=events.resync_secs,
         )
         registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
         registry.add_listener(load)

@@ -156,6 +156,7 @@ async def rig() -> AsyncIterator[MakeRig]:
             worker: dict[str, Any] | None = None,
             wait: bool = True,
             urls: list[str] | None = None,
+            started: list[str] | None = None,
             **over: Any,
         ) -> Rig:
             settings = msgspec.convert({"model_id": MODEL, "speed": math.inf, **(worker or {})}, MockWorkerConfig)
@@ -163,6 +164,12 @@ async def rig() -> AsyncIterator[MakeRig]:
             mocks = [MockWorker(settings, tokenizer=tokenizer) for _ in range(workers)]
             for mock in mocks:
                 await stack.enter_async_context(mock)
+            for mock in mocks:
+                for prompt in started or ():  # before the router exists
+                    body = {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 2}
+                    async with session.post(mock.url + "/v1/chat/completions", json=body) as response:
+                        assert response.status == 200
+                await mock.idle()
             daemon = Daemon(router_config([mock.url for mock in mocks] + (urls or []), **over))
             await daemon.start()
             stack.push_async_callback(daemon.stop)

@@ -1,0 +1,126 @@
+"""Repairs one stream: replays what was missed between what is applied and what is live, exactly once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from enum import Enum
+
+import structlog
+
+from .pump import EventPump, Feed
+from .replay import ReplayEnd, replay
+from .wire import Frame
+
+__all__ = ["RepairOutcome", "Repairer"]
+
+log = structlog.get_logger(__name__)
+
+_ATTEMPTS = 5
+_INBOX_FRAMES = 512
+
+
+class RepairOutcome(str, Enum):
+    """How a repair ended: the metric label and the log field."""
+
+    REPAIRED = "repaired"
+    """Nothing is missing."""
+    PARTIAL = "partial"
+    """The worker's buffer no longer reached back far enough: what it still had is applied, the rest is forgotten."""
+    FAILED = "failed"
+    """The replay endpoint did not answer, or kept skipping frames."""
+
+
+class Repairer:
+    """Owns a feed while frames are replayed: live frames wait in their socket meanwhile.
+
+    Exactly once: a live frame that was replayed too carries a number already accounted for and the same bytes, so the
+    stream drops it. In order: the feed applies its inbox before it reads the socket again.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        pump: EventPump,
+        endpoint: str,
+        *,
+        idle_secs: float,
+        max_message_bytes: int,
+        finished: Callable[[RepairOutcome], None],
+    ) -> None:
+        self._feed = feed
+        self._pump = pump
+        self._endpoint = endpoint
+        self._idle_secs = idle_secs
+        self._max_bytes = max_message_bytes
+        self._finished = finished
+        self._task: asyncio.Task[None] | None = None
+        self._again = False
+
+    @property
+    def running(self) -> bool:
+        return self._task is not None
+
+    def start(self) -> None:
+        """Replay from what the stream expects next (from the start, where it has heard nothing)."""
+        if self._task is not None:
+            self._again = True  # what is missing now may have been published after the running replay was asked for
+            return
+        self._feed.paused = True
+        self._feed.stream.repair()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="kv event repair")
+
+    def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    async def _run(self) -> None:
+        outcome = RepairOutcome.FAILED
+        try:
+            outcome = await self._replay()
+            while self._again:
+                self._again = False
+                outcome = await self._replay()
+        except Exception:
+            log.exception("kv event repair failed")
+        self._task = None
+        self._feed.stream.repaired(contiguous=outcome is not RepairOutcome.FAILED)
+        self._feed.paused = False
+        self._finished(outcome)
+        self._pump.wake(self._feed)
+
+    async def _replay(self) -> RepairOutcome:
+        outcome = RepairOutcome.REPAIRED
+        for _ in range(_ATTEMPTS):
+            start = self._feed.stream.expected
+            end = ReplayEnd.TIMEOUT
+            first = True
+            frames = replay(self._endpoint, start or 0, idle_secs=self._idle_secs, max_message_bytes=self._max_bytes)
+            async with contextlib.aclosing(frames):
+                async for item in frames:
+                    if not isinstance(item, Frame):
+                        end = item
+                        break
+                    if first and item.seq > (start or 0):
+                        self._feed.stream.history_lost(item.seq)
+                        outcome = RepairOutcome.PARTIAL
+                    first = False
+                    self._feed.stream.counters.replayed += 1
+                    self._feed.inbox.append(item)
+                    if len(self._feed.inbox) >= _INBOX_FRAMES:
+                        await self._drain()
+            await self._drain()
+            if end is ReplayEnd.COMPLETE:
+                return outcome
+            if end is not ReplayEnd.HOLE:
+                log.warning("kv event replay broke off", end=end.value, next_seq=self._feed.stream.expected)
+                return RepairOutcome.FAILED
+        return RepairOutcome.FAILED
+
+    async def _drain(self) -> None:
+        """Until everything replayed so far is applied."""
+        self._feed.drained.clear()
+        self._pump.wake(self._feed)
+        await self._feed.drained.wait()

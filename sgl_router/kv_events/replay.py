@@ -1,0 +1,80 @@
+"""Asking a worker's replay endpoint for frames that were missed.
+
+The engine's publisher answers a DEALER's `["", start]` with one message per batch it still has from `start` on, then an
+end marker. It keeps a bounded buffer and says nothing of what it dropped, and its ROUTER drops silently when a pipe is
+full: so the receiving side is unbounded, every number is checked, and a hole is asked for again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from enum import Enum
+
+import zmq
+import zmq.asyncio
+
+from .wire import Frame
+
+__all__ = ["ReplayEnd", "replay"]
+
+END_SEQ = 2**64 - 1
+
+
+class ReplayEnd(str, Enum):
+    """How a replay ended: the metric label and the log field."""
+
+    COMPLETE = "complete"
+    """The end marker came, and every number up to it."""
+    HOLE = "hole"
+    """A number was skipped: ask again from there."""
+    TIMEOUT = "timeout"
+    """Nothing came for too long: no such endpoint, or its end marker was lost."""
+    MALFORMED = "malformed"
+    """What came is not a replay."""
+
+
+async def replay(
+    endpoint: str, start: int, *, idle_secs: float, max_message_bytes: int
+) -> AsyncGenerator[Frame | ReplayEnd, None]:
+    """Frames from `start` (or the oldest the worker still has) in order without a hole, then one ReplayEnd.
+
+    The caller decides what a first frame later than `start` means. Takes at most `idle_secs` between two frames.
+    """
+    # A context of its own: its I/O thread is not shared with the event sockets, whose frames must not wait for this.
+    context = zmq.asyncio.Context()
+    socket = context.socket(zmq.DEALER)
+    try:
+        socket.set(zmq.LINGER, 0)
+        socket.set(zmq.RCVHWM, 0)  # before connect, or a slow consumer loses messages silently
+        socket.set(zmq.MAXMSGSIZE, max_message_bytes)
+        socket.set(zmq.IPV6, 1)
+        socket.connect(endpoint)
+        await socket.send_multipart([b"", start.to_bytes(8, "big")])
+        expected: int | None = None
+        while True:
+            try:
+                parts = await asyncio.wait_for(socket.recv_multipart(), idle_secs)
+            except asyncio.TimeoutError:
+                yield ReplayEnd.TIMEOUT
+                return
+            # ["", seq, payload] up to 0.5.21, ["", topic, seq, payload] after; the end marker has an empty payload.
+            if len(parts) < 3 or len(parts[-2]) != 8:
+                yield ReplayEnd.MALFORMED
+                return
+            seq, payload = int.from_bytes(parts[-2], "big"), parts[-1]
+            if not payload:
+                yield ReplayEnd.COMPLETE if seq == END_SEQ else ReplayEnd.MALFORMED
+                return
+            if seq < start or (expected is not None and seq < expected):
+                continue
+            if expected is not None and seq != expected:
+                yield ReplayEnd.HOLE
+                return
+            expected = seq + 1
+            yield Frame(seq, payload)
+    finally:
+        with contextlib.suppress(zmq.ZMQError):
+            socket.close(0)
+        context.term()

@@ -1,0 +1,210 @@
+"""Events lost, late, repeated, and histories older than the router: what the index holds afterwards is the truth."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from sgl_router.kv_events import Namespace
+
+PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
+
+
+def truth(fleet: Any, rank: int = 0) -> set[tuple[int, str]]:
+    """What the mock's cache holds, under the router's keys."""
+    hasher = stream(fleet, rank).hasher
+    keys: dict[Any, int] = {}
+    found = set()
+    for block in fleet.workers[0].caches[rank].blocks():
+        salt = block.namespace.cache_salt
+        parent = hasher.root(Namespace(cache_salt=salt)) if block.parent is None else keys[salt, block.parent]
+        units = [list(unit) if isinstance(unit, tuple) else unit for unit in block.units]
+        (key,) = hasher.extend(parent, units, 1)
+        keys[salt, block.hash] = key
+        found |= {(key, tier.value) for tier in block.tiers}
+    return found
+
+
+def stream(fleet: Any, rank: int = 0) -> Any:
+    return fleet.services.index.status(fleet.worker(0))[rank].stream
+
+
+def held(fleet: Any, rank: int = 0) -> set[tuple[int, str]]:
+    return {(key, tier.value) for key, tier in fleet.services.index.tree.holdings(stream(fleet, rank).slot)}
+
+
+async def equal(fleet: Any) -> None:
+    await fleet.workers[0].idle()
+    await fleet.until(
+        lambda: stream(fleet).state.value == "live" and held(fleet) == truth(fleet), "the index equals the cache"
+    )
+
+
+async def warm(worker: Any, session: Any, *prompts: str) -> None:
+    for prompt in prompts:
+        body = {"model": "mock-model", "messages": [{"role": "user", "content": prompt}], "max_tokens": 2}
+        async with session.post(worker.url + "/v1/chat/completions", json=body) as response:
+            assert response.status == 200
+    await worker.idle()
+
+
+async def test_a_router_started_after_its_workers_is_warm_at_once(rig) -> None:
+    fleet = await rig(started=[PROMPT, "another prompt " * 30])
+    await equal(fleet)
+    assert stream(fleet).complete
+    assert stream(fleet).counters.gaps == 0
+    answer = await fleet.ask(PROMPT)
+    assert answer.decision["reason"] == "cache_hit"
+
+
+@pytest.mark.parametrize("dialect", ["map", "map_lora"])
+async def test_lost_frames_are_replayed(rig, dialect: str) -> None:
+    fleet = await rig(worker={"dialect": dialect})
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    fleet.workers[0].publishers[0].faults.drop = 3
+    for number in range(4):
+        await fleet.ask(f"{number} {PROMPT}")
+        await fleet.workers[0].idle()
+    await equal(fleet)
+    counters = stream(fleet).counters
+    assert counters.gaps == 1
+    assert stream(fleet).complete
+    text = (await fleet.get("/metrics")).body.decode()
+    assert 'sgl_router_kv_event_repairs_total{outcome="repaired"} 2.0' in text  # at subscribing, and the gap
+
+
+async def test_repeated_and_reordered_frames_do_no_harm(rig) -> None:
+    fleet = await rig()
+    faults = fleet.workers[0].publishers[0].faults
+    for number in range(6):
+        faults.duplicate = number % 2
+        faults.reorder = number % 3 == 2
+        await fleet.ask(f"{number} {PROMPT}")
+        await fleet.workers[0].idle()
+    faults.reorder = False
+    await fleet.ask("last " * 40)
+    await equal(fleet)
+    assert stream(fleet).counters.restarts == 0
+
+
+async def test_a_replay_with_a_hole_is_asked_again(rig) -> None:
+    fleet = await rig()
+    publisher = fleet.workers[0].publishers[0]
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    publisher.faults.drop = 4
+    publisher.faults.replay_drop = 1
+    for number in range(5):
+        await fleet.ask(f"{number} {PROMPT}")
+        await fleet.workers[0].idle()
+    await equal(fleet)
+    assert stream(fleet).complete
+
+
+async def test_a_replay_that_never_ends_is_given_up_and_the_stream_starts_over(rig) -> None:
+    fleet = await rig(kv_events={"replay_idle_secs": 0.1, "resync_secs": 0.2})
+    publisher = fleet.workers[0].publishers[0]
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    publisher.faults.replay_no_end = True
+    publisher.faults.drop = 1
+    await fleet.ask(PROMPT)
+    await fleet.ask("second " * 60)
+    await fleet.until(lambda: fleet.services.index.totals.resyncs >= 1, "it starts over")
+    publisher.faults.replay_no_end = False
+    await fleet.ask("third " * 60)
+    await equal(fleet)
+
+
+async def test_history_the_buffer_dropped_is_not_claimed(rig) -> None:
+    fleet = await rig(started=[f"{number} {PROMPT}" for number in range(8)], worker={"buffer_steps": 3})
+    await fleet.workers[0].idle()
+    await fleet.until(lambda: stream(fleet).counters.replayed > 0, "what is left was replayed")
+    await fleet.until(lambda: stream(fleet).state.value == "live", "the stream is live")
+    assert not stream(fleet).complete
+    assert held(fleet) < truth(fleet)
+    assert stream(fleet).counters.history_lost == 1
+    text = (await fleet.get("/metrics")).body.decode()
+    assert 'sgl_router_kv_event_repairs_total{outcome="partial"} 1.0' in text
+    assert (await fleet.get("/workers")).json["workers"][0]["ranks"][0]["stream"]["complete"] is False
+
+
+async def test_a_gap_older_than_the_buffer_costs_what_was_claimed(rig) -> None:
+    fleet = await rig(worker={"buffer_steps": 2})
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    fleet.workers[0].publishers[0].faults.drop = 6
+    for number in range(8):
+        await fleet.ask(f"{number} {PROMPT}")
+        await fleet.workers[0].idle()
+    await fleet.until(lambda: stream(fleet).counters.history_lost == 1, "the gap is noticed")
+    await fleet.until(lambda: stream(fleet).state.value == "live", "the stream is live")
+    assert not stream(fleet).complete
+    assert held(fleet) <= truth(fleet)
+
+
+async def test_a_worker_without_replay_relearns_after_a_while(rig) -> None:
+    fleet = await rig(worker={"replay": False}, kv_events={"resync_secs": 0.2})
+    await fleet.ask("first " * 60)
+    await fleet.settled()
+    fleet.workers[0].publishers[0].faults.drop = 1
+    await fleet.ask("lost " * 60)
+    await fleet.workers[0].idle()
+    await fleet.ask(PROMPT)
+    await fleet.until(lambda: stream(fleet).counters.gaps == 1, "the gap is noticed")
+    assert held(fleet) == set()
+    await fleet.until(lambda: fleet.services.index.totals.resyncs == 1, "it starts over")
+    await fleet.ask("new " * 60)
+    await fleet.workers[0].idle()
+    await fleet.until(lambda: bool(held(fleet)), "it learns anew")
+    assert held(fleet) <= truth(fleet)
+    assert not stream(fleet).complete
+
+
+async def test_a_stalled_subscriber_misses_nothing_in_the_end(rig) -> None:
+    """As under SIGSTOP: hundreds of batches pass while the router reads nothing, more than its queue holds."""
+    fleet = await rig(kv_events={"receive_high_water_mark": 50}, worker={"cache_tokens": 8192})
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    (rank,) = fleet.services.index._ranks[fleet.worker(0)]
+    rank.feed.paused = True
+    async with asyncio.TaskGroup() if hasattr(asyncio, "TaskGroup") else _Tasks() as group:
+        for number in range(300):
+            group.create_task(fleet.ask(f"{number} {PROMPT}"))
+    await fleet.workers[0].idle()
+    rank.feed.paused = False
+    fleet.services.index.pump.wake(rank.feed)
+    await fleet.ask("last " * 60)
+    await equal(fleet)
+    assert stream(fleet).complete
+
+
+class _Tasks:
+    """What Python 3.10 lacks, as far as it is needed here."""
+
+    async def __aenter__(self) -> _Tasks:
+        self.tasks: list[asyncio.Task[Any]] = []
+        return self
+
+    def create_task(self, job: Any) -> None:
+        self.tasks.append(asyncio.create_task(job))
+
+    async def __aexit__(self, *error: object) -> None:
+        await asyncio.gather(*self.tasks)
+
+
+async def test_a_reconnect_is_repaired_without_waiting_for_an_event(rig) -> None:
+    fleet = await rig(health={"interval_secs": 30})
+    await fleet.ask(PROMPT)
+    await equal(fleet)
+    (rank,) = fleet.services.index._ranks[fleet.worker(0)]
+    fleet.services.index._connection(rank, False)
+    assert stream(fleet).state.value == "suspended"
+    assert (await fleet.ask(PROMPT)).decision["reason"] == "no_match"
+    fleet.services.index._connection(rank, True)
+    await equal(fleet)
+    assert (await fleet.ask(PROMPT)).decision["reason"] == "cache_hit"
+    assert stream(fleet).counters.gaps == 0
