@@ -338,7 +338,8 @@ class KvIndex:
             self.totals.restarts += 1
         rank = self._by_stream.get(stream)
         if rank is not None:
-            log.warning(
+            say = log.debug if outcome is FrameOutcome.DUPLICATE else log.warning
+            say(
                 f"kv event sequence {outcome.value}",
                 worker=rank.target.worker.id,
                 dp_rank=rank.target.dp_rank,

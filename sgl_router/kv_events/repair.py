@@ -93,6 +93,7 @@ class Repairer:
 
     async def _replay(self) -> RepairOutcome:
         outcome = RepairOutcome.REPAIRED
+        late: int | None = None
         for _ in range(_ATTEMPTS):
             start = self._feed.stream.expected
             end = ReplayEnd.TIMEOUT
@@ -104,6 +105,10 @@ class Repairer:
                         end = item
                         break
                     if first and item.seq > (start or 0):
+                        if item.seq != late:
+                            # Either the buffer no longer has what lies before, or the replay itself lost it: ask again.
+                            late, end = item.seq, ReplayEnd.HOLE
+                            break
                         self._feed.stream.history_lost(item.seq)
                         outcome = RepairOutcome.PARTIAL
                     first = False

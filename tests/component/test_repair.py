@@ -109,13 +109,14 @@ async def test_a_replay_that_never_ends_is_given_up_and_the_stream_starts_over(r
     publisher = fleet.workers[0].publishers[0]
     await fleet.ask("first " * 60)
     await equal(fleet)
-    publisher.faults.replay_no_end = True
+    publisher.faults.replay_no_end, publisher.faults.replay_drop = 1000, 1000
     publisher.faults.drop = 1
     await fleet.ask(PROMPT)
     await fleet.ask("second " * 60)
+    await fleet.until(lambda: stream(fleet).state.value == "untrusted", "the gap is final")
+    assert held(fleet) == set()
+    publisher.faults.replay_no_end = publisher.faults.replay_drop = 0
     await fleet.until(lambda: fleet.services.index.totals.resyncs >= 1, "it starts over")
-    publisher.faults.replay_no_end = False
-    await fleet.ask("third " * 60)
     await equal(fleet)
 
 
