@@ -184,6 +184,7 @@ class KvEventsConfig(Section, frozen=True, kw_only=True):
     turn_budget_ms: TurnBudget = 2.0
     replay_idle_secs: Secs = 2.0
     resync_secs: Secs = 30.0
+    expect_ttl_secs: SecsOrZero = 10.0
 
 
 class Config(Section, frozen=True, kw_only=True):

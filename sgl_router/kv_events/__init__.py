@@ -1,5 +1,6 @@
 """KV-cache events: from the workers' sockets to an exact index of who holds which prefix."""
 
+from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .index import KvIndex, MatchedPrefix, PromptMatch, RankStatus
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
@@ -12,6 +13,7 @@ __all__ = [
     "BlockTree",
     "DecodeFailure",
     "EventStream",
+    "Expectation",
     "FrameOutcome",
     "KvIndex",
     "MatchedPrefix",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .pump import EventPump, Feed
 from .repair import Repairer, RepairOutcome
@@ -32,18 +33,28 @@ log = structlog.get_logger(__name__)
 
 _PIECE_BLOCKS = 1_024
 _MAX_RESYNC_SECS = 600.0
+_MAX_EXPECTED_BLOCKS = 8_192
+# A stream that has not said anything holds nothing, but may be expected to.
+_MATCHED = (StreamState.LIVE, StreamState.WAITING)
 
 
 class MatchedPrefix(NamedTuple):
-    """Leading blocks of a prompt that one target holds: in any tier, and on the device alone."""
+    """Leading blocks of a prompt that one target holds: in any tier, on the device alone, and together with those that
+    requests on their way will make it hold."""
 
     blocks: int
     device_blocks: int
     page_size: int
+    expected_blocks: int = 0
 
     @property
     def tokens(self) -> int:
         return self.blocks * self.page_size
+
+    @property
+    def expected_tokens(self) -> int:
+        """Never less than `tokens`."""
+        return max(self.blocks, self.expected_blocks) * self.page_size
 
 
 class PromptMatch(NamedTuple):
@@ -71,6 +82,8 @@ class RankStatus:
     page_size: int
     bigram: bool
     blocks: dict[str, int]
+    expected_blocks: int
+    lag_secs: float
     stream: EventStream
 
 
@@ -98,8 +111,15 @@ class _Rank:
         self.resync: asyncio.TimerHandle | None = None
         self.resyncs = 0
         self.lag_secs = 0.0
+        self.slot = stream.slot
+        self.expectations: set[Expectation] = set()
+
+    def give_up_expectations(self) -> None:
+        for expectation in list(self.expectations):
+            expectation.end()
 
     def close(self) -> None:
+        self.give_up_expectations()
         if self.resync is not None:
             self.resync.cancel()
         if self.repairer is not None:
@@ -131,6 +151,7 @@ class KvIndex:
         turn_budget_secs: float = 0.002,
         replay_idle_secs: float = 2.0,
         resync_secs: float = 30.0,
+        expect_ttl_secs: float = 10.0,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.tree = BlockTree()
@@ -138,11 +159,13 @@ class KvIndex:
         self._hashers: dict[tuple[int, bool], BlockHasher] = {}
         self._ranks: dict[Worker, list[_Rank]] = {}
         self._by_stream: dict[EventStream, _Rank] = {}
+        self._by_target: dict[Target, _Rank] = {}
         self._groups: dict[str, dict[BlockHasher, _Group]] = {}
         self._hwm = receive_high_water_mark
         self._max_bytes = max_message_bytes
         self._replay_idle_secs = replay_idle_secs
         self._resync_secs = resync_secs
+        self._expect_ttl_secs = expect_ttl_secs
         self._wall_clock = wall_clock
         self.pump = EventPump(
             self.tree,
@@ -177,6 +200,7 @@ class KvIndex:
             )
             rank = _Rank(target, stream)
             self._by_stream[stream] = rank
+            self._by_target[target] = rank
             ranks.append(rank)
             self._subscribe(rank, source)
         self._regroup(worker.model_id)
@@ -188,6 +212,7 @@ class KvIndex:
                 self.pump.drop(rank.feed)
             rank.close()
             del self._by_stream[rank.stream]
+            del self._by_target[rank.target]
         self._regroup(worker.model_id)
         self.pump.schedule()
 
@@ -254,6 +279,9 @@ class KvIndex:
         rank = self._by_stream.get(stream)
         if rank is None:
             return
+        if rank.slot != stream.slot:
+            rank.give_up_expectations()  # their bits must not meet the next owner of the slot
+            rank.slot = stream.slot
         self._regroup(rank.target.worker.model_id)
         if stream.state is StreamState.UNTRUSTED and rank.resync is None:
             # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
@@ -308,7 +336,7 @@ class KvIndex:
             if worker.model_id != model_id:
                 continue
             for rank in ranks:
-                if rank.stream.state is StreamState.LIVE:
+                if rank.stream.state in _MATCHED:
                     group = groups.setdefault(rank.stream.hasher, _Group())
                     group.mask |= 1 << rank.stream.slot
                     group.ranks[rank.stream.slot] = rank
@@ -350,7 +378,12 @@ class KvIndex:
 
     def _on_batch(self, stream: EventStream, ts: float) -> None:
         rank = self._by_stream.get(stream)
-        if rank is not None and stream.state is not StreamState.REPAIRING:
+        if rank is None:
+            return
+        for expectation in list(rank.expectations):
+            if self.tree.holds(stream.slot, expectation.last_key):
+                expectation.end()
+        if stream.state is not StreamState.REPAIRING:
             rank.lag_secs = max(0.0, self._wall_clock() - ts)
             self.on_lag(rank.lag_secs)
 
@@ -377,13 +410,30 @@ class KvIndex:
                 if not walk.feed(keys):
                     break
             walk.finish()
-            for slot, depth in walk.depth.items():
+            for slot, expected in walk.expected_depth.items():
                 rank = group.ranks[slot]
                 # While we yielded the stream may have lost its trust or its slot: then it claims nothing.
-                if rank.stream.slot == slot and rank.stream.state is StreamState.LIVE:
-                    device = walk.device_depth.get(slot, 0)
-                    found[rank.target] = MatchedPrefix(depth, device, hasher.page_size)
+                if rank.stream.slot == slot and rank.stream.state in _MATCHED:
+                    depth, device = walk.depth.get(slot, 0), walk.device_depth.get(slot, 0)
+                    found[rank.target] = MatchedPrefix(depth, device, hasher.page_size, expected)
         return PromptMatch(found, totals)
+
+    def expect(
+        self, target: Target, ids: npt.NDArray[np.uint32], namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> Expectation | None:
+        """A prompt has been dispatched to `target`: treat it as about to hold the prompt's blocks. The caller tells
+        the first byte and ends it where the request fails. None where the target publishes no events."""
+        rank = self._by_target.get(target)
+        if rank is None or rank.stream.state not in _MATCHED:
+            return None
+        keys = next(iter(rank.stream.hasher.prompt(ids, namespace, piece=_MAX_EXPECTED_BLOCKS)), None)
+        if not keys or self.tree.holds(rank.stream.slot, keys[-1]):
+            return None
+        made = Expectation(
+            self.tree, rank.stream.slot, keys, ttl_secs=self._expect_ttl_secs, done=rank.expectations.discard
+        )
+        rank.expectations.add(made)
+        return made
 
     # --- views --------------------------------------------------------------------------------------------------
 
@@ -401,6 +451,8 @@ class KvIndex:
                 page_size=rank.stream.hasher.page_size,
                 bigram=rank.stream.hasher.bigram,
                 blocks={tier.value: count for tier, count in rank.stream.held.items() if count},
+                expected_blocks=sum(len(expectation) for expectation in rank.expectations),
+                lag_secs=rank.lag_secs,
                 stream=rank.stream,
             )
             for rank in self._ranks.get(worker, ())

@@ -18,10 +18,12 @@ __all__ = ["BlockTree", "PrefixWalk"]
 class BlockTree:
     """Holders of every block, by tier. Slots are small integers handed out by `acquire`."""
 
-    __slots__ = ("_free", "_next", "_retired", "_tables")
+    __slots__ = ("_expected", "_free", "_next", "_retired", "_tables")
 
     def __init__(self) -> None:
         self._tables: dict[Tier, dict[int, int]] = {tier: {} for tier in Tier}
+        # Blocks that a dispatched request will make a slot hold: no tier, never counted as held.
+        self._expected: dict[int, int] = {}
         self._free: list[int] = []
         self._next = 0
         self._retired: deque[tuple[int, dict[EngineHash, int]]] = deque()
@@ -90,6 +92,27 @@ class BlockTree:
             del table[key]
         return True
 
+    def expect(self, slot: int, keys: Iterable[int]) -> list[int]:
+        """Mark `slot` as about to hold the keys. Returns those that were not marked before: `unexpect` just these."""
+        table, bit = self._expected, 1 << slot
+        fresh = []
+        for key in keys:
+            mask = table.get(key, 0)
+            if not mask & bit:
+                table[key] = mask | bit
+                fresh.append(key)
+        return fresh
+
+    def unexpect(self, slot: int, keys: Iterable[int]) -> None:
+        """Take back what `expect` marked."""
+        table, clear = self._expected, ~(1 << slot)
+        for key in keys:
+            mask = table.get(key, 0) & clear
+            if mask:
+                table[key] = mask
+            else:
+                table.pop(key, None)
+
     def holds(self, slot: int, key: int, tier: Tier | None = None) -> bool:
         """Whether the slot holds the key in `tier`, or in any."""
         tables = self._tables.values() if tier is None else (self._tables[tier],)
@@ -112,32 +135,49 @@ class BlockTree:
         """Start matching a prompt against the slots whose bits are set in `slots`."""
         device = self._tables[Tier.GPU]
         others = [table for tier, table in self._tables.items() if tier is not Tier.GPU and table]
-        return PrefixWalk(device, others, slots)
+        return PrefixWalk(device, others, self._expected, slots)
 
 
 class PrefixWalk:
     """Leading blocks each slot holds, found by feeding a prompt's keys in order, in as many pieces as wanted.
 
     `depth[slot]`: leading blocks held in any tier. `device_depth[slot]`: leading blocks held on the device.
-    Slots that hold not even the first block are absent. Read both after `finish`.
+    `expected_depth[slot]`: leading blocks held or about to be. Slots whose depth is 0 are absent. Read after `finish`.
     """
 
-    __slots__ = ("_alive", "_device", "_device_alive", "_others", "_walked", "depth", "device_depth")
+    __slots__ = (
+        "_alive",
+        "_device",
+        "_device_alive",
+        "_expected",
+        "_held_alive",
+        "_others",
+        "_plain",
+        "_walked",
+        "depth",
+        "device_depth",
+        "expected_depth",
+    )
 
-    def __init__(self, device: dict[int, int], others: list[dict[int, int]], slots: int) -> None:
+    def __init__(
+        self, device: dict[int, int], others: list[dict[int, int]], expected: dict[int, int], slots: int
+    ) -> None:
         self._device = device
         self._others = others
-        self._alive = slots
-        self._device_alive = slots
+        self._expected = expected
+        self._plain = not others and not expected
+        # Each is a subset of the next: a slot leaves one where its run of such blocks ends.
+        self._device_alive = self._held_alive = self._alive = slots
         self._walked = 0
         self.depth: dict[int, int] = {}
         self.device_depth: dict[int, int] = {}
+        self.expected_depth: dict[int, int] = {}
 
     def feed(self, keys: Sequence[int]) -> bool:
         """Walk on. False once no slot holds the next block: the rest of the prompt need not be hashed."""
         if not self._alive:
             return False
-        if self._others:
+        if not self._plain:
             return self._feed_tiered(keys)
         alive, depth, get = self._alive, self._walked, self._device.get
         for key in keys:
@@ -148,37 +188,42 @@ class PrefixWalk:
                 if not alive:
                     break
             depth += 1
-        self._alive = self._device_alive = alive
+        self._alive = self._held_alive = self._device_alive = alive
         self._walked = depth
         return bool(alive)
 
     def _feed_tiered(self, keys: Sequence[int]) -> bool:
-        alive, on_device, depth = self._alive, self._device_alive, self._walked
+        alive, held_alive, on_device, depth = self._alive, self._held_alive, self._device_alive, self._walked
         for key in keys:
             device = self._device.get(key, 0)
-            anywhere = device
+            held = device
             for table in self._others:
-                anywhere |= table.get(key, 0)
+                held |= table.get(key, 0)
             if on_device & device != on_device:
                 _settle(self.device_depth, on_device & ~device, depth)
                 on_device &= device
-            if alive & anywhere != alive:
-                _settle(self.depth, alive & ~anywhere, depth)
-                alive &= anywhere
+            if held_alive & held != held_alive:
+                _settle(self.depth, held_alive & ~held, depth)
+                held_alive &= held
+            still = alive & (held | self._expected.get(key, 0))
+            if still != alive:
+                _settle(self.expected_depth, alive & ~still, depth)
+                alive = still
                 if not alive:
                     break
             depth += 1
-        self._alive, self._device_alive, self._walked = alive, on_device, depth
+        self._alive, self._held_alive, self._device_alive, self._walked = alive, held_alive, on_device, depth
         return bool(alive)
 
     def finish(self) -> None:
         """The prompt's blocks are all fed, or `feed` returned False."""
-        _settle(self.depth, self._alive, self._walked)
-        if self._others:
-            _settle(self.device_depth, self._device_alive, self._walked)
+        _settle(self.depth, self._held_alive, self._walked)
+        if self._plain:
+            self.device_depth = self.expected_depth = self.depth
         else:
-            self.device_depth = self.depth
-        self._alive = self._device_alive = 0
+            _settle(self.device_depth, self._device_alive, self._walked)
+            _settle(self.expected_depth, self._alive, self._walked)
+        self._alive = self._held_alive = self._device_alive = 0
 
 
 def _settle(into: dict[int, int], slots: int, depth: int) -> None:

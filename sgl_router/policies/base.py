@@ -9,7 +9,10 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sgl_router.kv_events import PromptMatch
+    import numpy as np
+    import numpy.typing as npt
+
+    from sgl_router.kv_events import Namespace, PromptMatch
     from sgl_router.workers import Target
 
 __all__ = ["DecisionReason", "Facts", "Policy", "RouteDecision", "Unmatched", "least_loaded"]
@@ -20,6 +23,8 @@ class DecisionReason(str, Enum):
 
     CACHE_HIT = "cache_hit"
     """The deepest matched prefix was long enough."""
+    EXPECTED_HIT = "expected_hit"
+    """As cache_hit, counting blocks that requests on their way will make the worker hold."""
     BELOW_THRESHOLD = "below_threshold"
     """Some prefix matched, not enough of it: least load."""
     NO_MATCH = "no_match"
@@ -49,9 +54,14 @@ class Unmatched(str, Enum):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a request. `match` is None where the prompt was not looked up, `unmatched` then says why."""
+    """What is known of a request. `match` is None where the prompt was not looked up, `unmatched` then says why.
+
+    `ids` and `namespace` are what it was looked up by, to expect it where it is sent.
+    """
 
     match: PromptMatch | None = None
+    ids: npt.NDArray[np.uint32] | None = None
+    namespace: Namespace | None = None
     prompt_tokens: int | None = None
     unmatched: Unmatched | None = None
 
@@ -70,6 +80,8 @@ class RouteDecision:
     page_size: int = 0
     prompt_tokens: int | None = None
     unmatched: Unmatched | None = None
+    expected_blocks: int = 0
+    """Leading blocks held or about to be; at least `matched_blocks` wherever the prompt was matched."""
 
     @property
     def matched_tokens(self) -> int:

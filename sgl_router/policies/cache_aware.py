@@ -18,7 +18,9 @@ class CacheAwareZmq:
     """(1) Load too uneven (max - min > `balance_abs_threshold` and max > `balance_rel_threshold` x min): least load.
     (2) Best match rate > `cache_threshold`: least loaded of the targets with the deepest match. (3) Least load.
 
-    Loads are requests in flight. Depth is compared in tokens, so that workers with unlike page sizes compare.
+    A block counts as held from the moment a request that will store it is dispatched, so that a burst of requests with
+    one new prefix converges; which of the two it was, the reason says. Loads are requests in flight. Depth is compared
+    in tokens, so that workers with unlike page sizes compare.
     """
 
     needs_prompt = True
@@ -45,10 +47,10 @@ class CacheAwareZmq:
         if match is not None and match.by_target:
             for candidate in candidates:
                 prefix = match.by_target.get(candidate)
-                if prefix is None or prefix.tokens < depth:
+                if prefix is None or prefix.expected_tokens < depth:
                     continue
-                if prefix.tokens > depth:
-                    depth, deepest = prefix.tokens, []
+                if prefix.expected_tokens > depth:
+                    depth, deepest = prefix.expected_tokens, []
                 deepest.append(candidate)
 
         if high - low > self._abs and high > self._rel * low:
@@ -58,9 +60,12 @@ class CacheAwareZmq:
         elif not deepest:
             reason, target = DecisionReason.NO_MATCH, least_loaded(candidates, self._rng)
         else:
-            rate = max(match.by_target[candidate].blocks / match.blocks_of(candidate) for candidate in deepest)
-            if rate > self._cache_threshold:
-                reason, target = DecisionReason.CACHE_HIT, least_loaded(deepest, self._rng)
+            best = max(deepest, key=lambda candidate: match.by_target[candidate].tokens)
+            reusable = match.blocks_of(best) * match.by_target[best].page_size
+            if depth > self._cache_threshold * reusable:
+                target = least_loaded(deepest, self._rng)
+                held = match.by_target[target].tokens > self._cache_threshold * reusable
+                reason = DecisionReason.CACHE_HIT if held else DecisionReason.EXPECTED_HIT
             else:
                 reason, target = DecisionReason.BELOW_THRESHOLD, least_loaded(candidates, self._rng)
 
@@ -80,4 +85,5 @@ class CacheAwareZmq:
             page_size=page,
             prompt_tokens=facts.prompt_tokens,
             unmatched=facts.unmatched,
+            expected_blocks=max(prefix.blocks, prefix.expected_blocks) if prefix else 0,
         )

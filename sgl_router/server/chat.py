@@ -22,11 +22,12 @@ from sgl_router.observability import Outcome, RequestRecord
 from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Headers, Outbound, Relayed, forward_headers, relay
 from sgl_router.workers import BreakerState
 
-from .body import JsonObject, parse_chat
+from .body import parse_chat
 from .envelope import error_event, error_response
 from .facts import gather_facts
 
 if TYPE_CHECKING:
+    from sgl_router.kv_events import Expectation
     from sgl_router.policies import Facts, LoadGuard, RouteDecision
     from sgl_router.workers import Permit, Worker
 
@@ -50,7 +51,7 @@ async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> Non
         model, adapter = services.model(chat["model"])
         record.model_id = model.id
         facts = await gather_facts(services, model, adapter, chat)
-        await _Dispatch(services, inbound, out, record, relayed).run(model, facts, chat)
+        await _Dispatch(services, inbound, out, record, relayed).run(model, facts)
     except RouterError as error:
         await _answer_error(out, record, relayed, error, services)
     except (ClientGone, asyncio.CancelledError):
@@ -98,7 +99,7 @@ class _Dispatch:
         self._record = record
         self._relayed = relayed
 
-    async def run(self, model: Model, facts: Facts, chat: JsonObject) -> None:
+    async def run(self, model: Model, facts: Facts) -> None:
         services, record = self._services, self._record
         tried: set[Worker] = set()
         failure: RouterError | None = None
@@ -116,14 +117,17 @@ class _Dispatch:
                 decode_blocks=-(-(decision.prompt_tokens or 0) // max(decision.page_size, 1)),
                 now=time.monotonic(),
             )
+            expectation = self._expect(decision, facts)
             try:
                 with guard:
-                    await self._send(decision, permit, guard, bool(chat.get("stream")))
+                    await self._send(decision, permit, guard, expectation)
                 return
             except ConnectFailed as error:
                 tried.add(worker)
                 failure = error
             finally:
+                if expectation is not None and record.outcome is not Outcome.COMPLETED:
+                    expectation.end()
                 permit.release(time.monotonic())  # settled already, unless the client went away
                 worker.stats.count(record.outcome.value)
         raise failure or NoHealthyWorkers(f"no healthy worker serves model {model.id!r} at the moment", "model")
@@ -148,7 +152,14 @@ class _Dispatch:
             metrics.decisions.labels(model.id, decision.reason.value).inc()
             metrics.overlap.labels(model.id).observe(decision.matched_blocks)
 
-    async def _send(self, decision: RouteDecision, permit: Permit, guard: LoadGuard, stream: bool) -> None:
+    def _expect(self, decision: RouteDecision, facts: Facts) -> Expectation | None:
+        if facts.ids is None or facts.namespace is None or not self._services.config.kv_events.expect_ttl_secs:
+            return None
+        return self._services.index.expect(decision.target, facts.ids, facts.namespace)
+
+    async def _send(
+        self, decision: RouteDecision, permit: Permit, guard: LoadGuard, expectation: Expectation | None
+    ) -> None:
         """One attempt. Leaves `record.outcome` saying how it ended and the permit settled."""
         services, record, inbound = self._services, self._record, self._inbound
         proxy, worker = services.config.proxy, decision.target.worker
@@ -181,7 +192,7 @@ class _Dispatch:
                         deadline=deadline,
                         idle_secs=proxy.stream_idle_timeout_secs,
                         added_headers=_decision_headers(decision),
-                        first_byte=lambda: self._first_byte(guard, permit, exchange.status),
+                        first_byte=lambda: self._first_byte(guard, permit, expectation, exchange.status),
                     )
                 self._settle(permit, exchange.status)
         except (UpstreamUnreachable, UpstreamBodyIncomplete, UpstreamTimeout) as error:
@@ -198,8 +209,12 @@ class _Dispatch:
             record.outcome = Outcome.EXPIRED
             raise
 
-    def _first_byte(self, guard: LoadGuard, permit: Permit, status: int) -> None:
+    def _first_byte(
+        self, guard: LoadGuard, permit: Permit, expectation: Expectation | None, status: int
+    ) -> None:
         guard.first_byte()
+        if expectation is not None:
+            expectation.first_byte()
         self._record.first_byte()
         # A probe's good first byte closes the circuit: waiting for the end of a long stream would leave a healed
         # worker on one request. In the closed state success is told at the end, so that a worker that breaks every
@@ -249,6 +264,8 @@ def _decision_headers(decision: RouteDecision | None) -> Headers:
         return []
     why = decision.reason.value
     text = f"reason={why}; matched={decision.matched_blocks}; total={decision.total_blocks}; page={decision.page_size}"
+    if decision.expected_blocks > decision.matched_blocks:
+        text += f"; expected={decision.expected_blocks}"
     if decision.unmatched is not None:
         text += f"; unmatched={decision.unmatched.value}"
     if decision.target.worker.dp_size > 1:

@@ -83,6 +83,7 @@ class Daemon:
             turn_budget_secs=events.turn_budget_ms / 1e3,
             replay_idle_secs=events.replay_idle_secs,
             resync_secs=events.resync_secs,
+            expect_ttl_secs=events.expect_ttl_secs,
         )
         registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
         registry.add_listener(load)

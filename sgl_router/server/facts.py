@@ -33,7 +33,7 @@ async def gather_facts(services: Services, model: Model, adapter: str | None, ch
     if namespace is None:
         return Facts(prompt_tokens=len(ids), unmatched=Unmatched.NAMESPACE)
     match = await services.index.match(model.id, ids, namespace)
-    return Facts(match=match, prompt_tokens=len(ids))
+    return Facts(match=match, ids=ids, namespace=namespace, prompt_tokens=len(ids))
 
 
 def _given_ids(chat: JsonObject) -> TokenIds | None:

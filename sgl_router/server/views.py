@@ -83,6 +83,7 @@ def _worker(services: Services, worker: Worker) -> dict[str, Any]:
                 "decode_blocks": target.decode_blocks,
                 "stream": _stream(streams.get(target.dp_rank)),
                 "blocks": streams[target.dp_rank].blocks if target.dp_rank in streams else {},
+                "expected_blocks": streams[target.dp_rank].expected_blocks if target.dp_rank in streams else 0,
             }
             for target in worker.targets
         ],
@@ -107,5 +108,7 @@ def _stream(status: RankStatus | None) -> dict[str, Any] | None:
         "missing": counters.missing,
         "restarts": counters.restarts,
         "orphans": counters.orphans,
+        "replayed": counters.replayed,
+        "lag_ms": round(status.lag_secs * 1e3, 1),
         "decode_failures": {reason.value: count for reason, count in counters.failures.items()},
     }

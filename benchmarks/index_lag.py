@@ -1,0 +1,213 @@
+"""Event lag of the index benchmark: frames from another process, over ZMQ, through subscriber and pump into the tree."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import zmq
+from index_work import TOPIC, Fleet, frames, median, quantile
+
+from sgl_router.kv_events.pump import EventPump, Feed
+from sgl_router.kv_events.stream import EventStream
+from sgl_router.kv_events.subscriber import Subscriber, make_context
+from sgl_router.kv_events.wire import Event
+
+TURN_BUDGET_SECS = 0.002
+"""The router's default."""
+BATCH_BLOCKS = 64
+PROBE_SECS = 0.002
+
+COLUMNS = (
+    "load",
+    "page",
+    "batches",
+    "lag p50 ms",
+    "lag p99 ms",
+    "lag max ms",
+    "burst applied in ms",
+    "loop lag p50 ms",
+    "loop lag p99 ms",
+    "loop lag max ms",
+    "sender late max ms",
+)
+
+
+class Load(NamedTuple):
+    """`rate` batches a second from each worker for `secs`; with `burst`, worker 0 sends only that many, all at once."""
+
+    name: str
+    page: int
+    workers: int
+    rate: float
+    secs: float
+    burst: int = 0
+
+
+class TimedStream(EventStream):
+    """Notes, for every batch (one event each here), the time from its publication to its last block being applied."""
+
+    def apply(self, event: Event) -> None:
+        super().apply(event)
+        self.__dict__.setdefault("lags", []).append(time.time() - self.last_ts)
+
+
+def plan(load: Load) -> list[tuple[float, int]]:
+    """(seconds after the start, worker) of every batch, in order; the workers are spread over a period."""
+    period = 1 / load.rate
+    due: list[tuple[float, int]] = []
+    for worker in range(load.workers):
+        if load.burst and worker == 0:
+            due += [(load.secs / 2, 0)] * load.burst
+        else:
+            due += [((number + worker / load.workers) * period, worker) for number in range(int(load.secs / period))]
+    return sorted(due)
+
+
+def publish(pipe: Connection, load: Load) -> None:
+    """One socket per worker, as in a fleet. Batches carry the time at which they are sent."""
+    context = zmq.Context()
+    sockets: list[zmq.Socket[bytes]] = []
+    for _ in range(load.workers):
+        socket = context.socket(zmq.XPUB)
+        socket.sndhwm = 0
+        sockets.append(socket)
+    due = plan(load)
+    payloads = [
+        bytearray(wire.parts[2])
+        for wire in frames(
+            BATCH_BLOCKS * len(due), page=load.page, workers=1, per_page=False, seed=1, batch_blocks=BATCH_BLOCKS
+        )
+    ]
+    # Each frame stands alone here: a chain would belong to one worker. The parent is null in every fourth frame only.
+    roots = [payload for number, payload in enumerate(payloads) if number % 4 == 0]
+    pipe.send([socket.bind_to_random_port("tcp://127.0.0.1") for socket in sockets])
+    for socket in sockets:
+        socket.recv()  # the subscription
+    pipe.recv()
+    sequence = [0] * load.workers
+    late = 0.0
+    start = time.perf_counter()
+    for number, (when, worker) in enumerate(due):
+        wait = start + when - time.perf_counter()
+        if wait > 0:
+            time.sleep(wait)
+        elif not (load.burst and worker == 0):
+            late = max(late, -wait)
+        payload = roots[number % len(roots)]
+        struct.pack_into(">d", payload, 2, time.time())  # [ts, events, rank]: an array header, a float header, ts
+        sockets[worker].send_multipart([TOPIC, sequence[worker].to_bytes(8, "big"), bytes(payload)])
+        sequence[worker] += 1
+    pipe.send(late)
+    pipe.recv()
+    context.destroy(linger=0)
+
+
+async def probe(lags: list[float]) -> None:
+    """How late a timer fires, which is what a request would wait for the loop."""
+    while True:
+        start = time.perf_counter()
+        await asyncio.sleep(PROBE_SECS)
+        lags.append(time.perf_counter() - start - PROBE_SECS)
+
+
+async def receive(pipe: Connection, load: Load) -> dict[str, float]:
+    fleet = Fleet(load.workers, load.page, stream=TimedStream)
+    pump = EventPump(fleet.tree, turn_budget_secs=TURN_BUDGET_SECS, max_message_bytes=64 << 20)
+    context = make_context()
+    subscribers: list[Subscriber] = []
+    feeds: dict[Subscriber, Feed] = {}
+    loop = asyncio.get_running_loop()
+    ports = await loop.run_in_executor(None, pipe.recv)
+    for port, stream in zip(ports, fleet.streams, strict=True):
+        subscriber = Subscriber(
+            context,
+            f"tcp://127.0.0.1:{port}",
+            TOPIC.decode(),
+            receive_high_water_mark=100_000,
+            max_message_bytes=64 << 20,
+            readable=lambda source: pump.wake(feeds[source]),
+            connection=lambda source, connected: None,
+        )
+        subscribers.append(subscriber)
+        feeds[subscriber] = Feed(subscriber, stream)
+    while not all(subscriber.connected for subscriber in subscribers):
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
+    late: list[float] = []
+    probing = asyncio.ensure_future(probe(late))
+    expected = len(plan(load))
+    pipe.send(None)
+    sender_late = await loop.run_in_executor(None, pipe.recv)
+    deadline = loop.time() + 60
+    while sum(stream.counters.frames for stream in fleet.streams) < expected or not pump.idle:
+        if loop.time() > deadline:
+            raise RuntimeError("frames were lost")
+        await asyncio.sleep(0.01)
+    probing.cancel()
+    if any(stream.counters.gaps or stream.counters.orphans for stream in fleet.streams):
+        raise RuntimeError("frames were lost")
+    for subscriber in subscribers:
+        subscriber.close()
+    context.term()
+    steady = fleet.streams[1:] if load.burst else fleet.streams
+    lags = [lag for stream in steady for lag in vars(stream).get("lags", [])] or [0.0]
+    burst = vars(fleet.streams[0]).get("lags", [0.0]) if load.burst else [0.0]
+    return {
+        "batches": float(len(lags) if lags != [0.0] else 0),
+        "p50": quantile(lags, 0.5),
+        "p99": quantile(lags, 0.99),
+        "max": max(lags),
+        "burst": max(burst),
+        "loop50": quantile(late, 0.5),
+        "loop99": quantile(late, 0.99),
+        "loopmax": max(late),
+        "late": sender_late,
+    }
+
+
+def measure(load: Load, use_uvloop: bool) -> dict[str, float]:
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    child = spawn.Process(target=publish, args=(theirs, load), daemon=True)
+    child.start()
+    loop = new_loop(use_uvloop)
+    try:
+        return loop.run_until_complete(asyncio.wait_for(receive(ours, load), load.secs + 120))
+    finally:
+        loop.close()
+        ours.send(None)
+        child.join(10)
+
+
+def new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
+    if not use_uvloop:
+        return asyncio.new_event_loop()
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def rows(
+    pages: Sequence[int], workers: int, rate: float, secs: float, burst: int, runs: int, *, use_uvloop: bool
+) -> Iterator[Sequence[str]]:
+    loads = [Load("none", 1, 1, 0.5, 2.0)]
+    for page in pages:
+        loads.append(Load(f"{workers} x {rate:g} batches/s", page, workers, rate, secs))
+        loads.append(Load(f"the others at 10/s during a burst of {burst:,}", page, workers, 10, max(secs, 2), burst))
+    for load in loads:
+        results = [measure(load, use_uvloop) for _ in range(runs)]
+        got = {name: median([result[name] for result in results]) for name in results[0]}
+        yield (
+            load.name,
+            str(load.page),
+            f"{got['batches']:,.0f}",
+            *(f"{got[name] * 1e3:.2f}" for name in ("p50", "p99", "max")),
+            f"{got['burst'] * 1e3:,.0f}" if load.burst else "",
+            *(f"{got[name] * 1e3:.2f}" for name in ("loop50", "loop99", "loopmax", "late")),
+        )
