@@ -32,7 +32,9 @@ class Wire(NamedTuple):
     parts: list[bytes]
 
 
-def encode_batch(hashes: Sequence[int], parent: int | None, tokens: Sequence[int], page: int, *, per_page: bool) -> bytes:
+def encode_batch(
+    hashes: Sequence[int], parent: int | None, tokens: Sequence[int], page: int, *, per_page: bool
+) -> bytes:
     """A stored chain: one tagged map as 0.5.22 publishes it, or one array per page as 0.5.9 to 0.5.17 do."""
     if not per_page:
         event = {
@@ -47,9 +49,7 @@ def encode_batch(hashes: Sequence[int], parent: int | None, tokens: Sequence[int
         return _encode([0.0, [event], 0])
     events: list[list[Any]] = []
     for index, block in enumerate(hashes):
-        events.append(
-            ["BlockStored", [block], parent, tokens[index * page : (index + 1) * page], page, None, "GPU"]
-        )
+        events.append(["BlockStored", [block], parent, tokens[index * page : (index + 1) * page], page, None, "GPU"])
         parent = block
     return _encode([0.0, events, 0])
 
@@ -65,8 +65,10 @@ def random_tokens(rng: np.random.Generator, count: int) -> list[int]:
     return tokens
 
 
-def frames(blocks: int, *, page: int, workers: int, per_page: bool, seed: int, batch_blocks: int = 0) -> list[Wire]:
-    """`blocks` blocks (rounded up to whole batches) in chains of four batches, the workers taking turns; none shared."""
+def frames(
+    blocks: int, *, page: int, workers: int, per_page: bool, seed: int, batch_blocks: int = 0, chain: int = 4
+) -> list[Wire]:
+    """`blocks` blocks (rounded up to whole batches) in chains of `chain` batches, workers taking turns; none shared."""
     rng = np.random.default_rng(seed)
     size = batch_blocks or max(1, BATCH_TOKENS // page)
     sequence = [0] * workers
@@ -74,7 +76,7 @@ def frames(blocks: int, *, page: int, workers: int, per_page: bool, seed: int, b
     out: list[Wire] = []
     for number in range(-(-blocks // size)):
         worker = number % workers
-        if sequence[worker] % 4 == 0:
+        if sequence[worker] % chain == 0:
             parents[worker] = None
         hashes = random_hashes(rng, size)
         payload = encode_batch(hashes, parents[worker], random_tokens(rng, size * page), page, per_page=per_page)
@@ -144,8 +146,13 @@ def table(title: str, columns: Sequence[str], rows: Iterator[Sequence[str]]) -> 
     widths = [max(len(line[i]) for line in [list(columns), *body]) for i in range(len(columns))]
     print(f"\n### {title}\n")
     for number, line in enumerate([list(columns), *body]):
-        print("| " + " | ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in
-                                enumerate(zip(line, widths, strict=True))) + " |")
+        print(
+            "| "
+            + " | ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+            )
+            + " |"
+        )
         if number == 0:
             print("|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
     print(flush=True)

@@ -136,7 +136,7 @@ class _Group:
 
     def __init__(self) -> None:
         self.mask = 0
-        self.ranks: dict[int, _Rank] = {}
+        self.ranks: dict[int, tuple[_Rank, int]] = {}
         self.targets: list[Target] = []
 
 
@@ -161,6 +161,7 @@ class KvIndex:
         self._by_stream: dict[EventStream, _Rank] = {}
         self._by_target: dict[Target, _Rank] = {}
         self._groups: dict[str, dict[BlockHasher, _Group]] = {}
+        self._dirty: set[str] = set()
         self._hwm = receive_high_water_mark
         self._max_bytes = max_message_bytes
         self._replay_idle_secs = replay_idle_secs
@@ -203,7 +204,7 @@ class KvIndex:
             self._by_target[target] = rank
             ranks.append(rank)
             self._subscribe(rank, source)
-        self._regroup(worker.model_id)
+        self._dirty.add(worker.model_id)
 
     def worker_removed(self, worker: Worker) -> None:
         """Forget the worker's blocks and close its sockets; nothing of it can be matched when this returns."""
@@ -213,7 +214,7 @@ class KvIndex:
             rank.close()
             del self._by_stream[rank.stream]
             del self._by_target[rank.target]
-        self._regroup(worker.model_id)
+        self._dirty.add(worker.model_id)
         self.pump.schedule()
 
     def close(self) -> None:
@@ -235,6 +236,7 @@ class KvIndex:
             max_message_bytes=self._max_bytes,
             readable=lambda _: self.pump.wake(feed),
             connection=lambda _, connected: self._connection(rank, connected),
+            lost=lambda _: rank.stream.suspend(),
         )
         feed = rank.feed = Feed(rank.subscriber, rank.stream)
         endpoint = source.replay_endpoint(rank.target.dp_rank)
@@ -254,8 +256,8 @@ class KvIndex:
 
     def _connection(self, rank: _Rank, connected: bool) -> None:
         if not connected:
-            rank.stream.suspend()
-            return
+            return  # what was queued before the break is applied; the claims are withheld since it happened
+        rank.stream.reconnected()
         if rank.stream.expected is not None:
             self.on_reconnect(rank.target.worker)
         if rank.repairer is not None:
@@ -282,7 +284,7 @@ class KvIndex:
         if rank.slot != stream.slot:
             rank.give_up_expectations()  # their bits must not meet the next owner of the slot
             rank.slot = stream.slot
-        self._regroup(rank.target.worker.model_id)
+        self._dirty.add(rank.target.worker.model_id)
         if stream.state is StreamState.UNTRUSTED and rank.resync is None:
             # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
             delay = min(self._resync_secs * 2**rank.resyncs, _MAX_RESYNC_SECS)
@@ -330,7 +332,8 @@ class KvIndex:
         return self._hashers[kind]
 
     def _regroup(self, model_id: str) -> None:
-        """Rebuild the masks of one model. Runs when a stream changes state, slot or key kind: rare, and O(ranks)."""
+        """Rebuild the masks of one model: O(ranks), before the first match after a stream changed state, slot or kind."""
+        self._dirty.discard(model_id)
         groups: dict[BlockHasher, _Group] = {}
         for worker, ranks in self._ranks.items():
             if worker.model_id != model_id:
@@ -339,7 +342,7 @@ class KvIndex:
                 if rank.stream.state in _MATCHED:
                     group = groups.setdefault(rank.stream.hasher, _Group())
                     group.mask |= 1 << rank.stream.slot
-                    group.ranks[rank.stream.slot] = rank
+                    group.ranks[rank.stream.slot] = (rank, rank.stream.epoch)
                     group.targets.append(rank.target)
         if groups:
             self._groups[model_id] = groups
@@ -398,6 +401,8 @@ class KvIndex:
         """
         found: dict[Target, MatchedPrefix] = {}
         totals: dict[Target, int] = {}
+        if model_id in self._dirty:
+            self._regroup(model_id)
         # A snapshot: _regroup replaces the mapping, so a stream that changes while we yield cannot shift the walk.
         for hasher, group in self._groups.get(model_id, {}).items():
             totals.update(dict.fromkeys(group.targets, hasher.prompt_blocks(len(ids))))
@@ -411,9 +416,9 @@ class KvIndex:
                     break
             walk.finish()
             for slot, expected in walk.expected_depth.items():
-                rank = group.ranks[slot]
-                # While we yielded the stream may have lost its trust or its slot: then it claims nothing.
-                if rank.stream.slot == slot and rank.stream.state in _MATCHED:
+                rank, epoch = group.ranks[slot]
+                # While we yielded the stream may have lost its trust or what it held: then it claims nothing.
+                if rank.stream.epoch == epoch and rank.stream.state in _MATCHED:
                     depth, device = walk.depth.get(slot, 0), walk.device_depth.get(slot, 0)
                     found[rank.target] = MatchedPrefix(depth, device, hasher.page_size, expected)
         return PromptMatch(found, totals)

@@ -8,14 +8,20 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+import structlog
+
 from .stream import EventStream, FrameOutcome
 from .tree import BlockTree
-from .wire import BlockStored, Event, Frame, WireError, decode_batch, decode_frame
+from .wire import BlockRemoved, BlockStored, DecodeFailure, Event, Frame, WireError, decode_batch, decode_frame
 
 __all__ = ["EventPump", "Feed", "FrameSource"]
 
+log = structlog.get_logger(__name__)
+
+# The largest step: this many tokens of a stored chain, this many blocks of a removal or a sweep.
+PIECE_TOKENS = 4_096
 PIECE_BLOCKS = 512
-SWEEP_BLOCKS = 2_048
+SWEEP_BLOCKS = 512
 
 
 class FrameSource(Protocol):
@@ -107,12 +113,20 @@ class EventPump:
                 feed.queued = False
             if self._clock() >= deadline:
                 break
-        return self._tree.sweep(SWEEP_BLOCKS) or bool(self._ready)
+        # At least one slice a turn, more while time is left: slots must come back faster than they can be given up.
+        remains = self._tree.sweep(SWEEP_BLOCKS)
+        while remains and self._clock() < deadline:
+            remains = self._tree.sweep(SWEEP_BLOCKS)
+        return remains or bool(self._ready)
 
     def _turn(self) -> None:
         self._scheduled = False
-        if self.run_once():
-            self.schedule()
+        again = True
+        try:
+            again = self.run_once()
+        finally:
+            if again:
+                self.schedule()
 
     def _advance(self, feed: Feed) -> bool:
         """Apply one piece, or receive and decode one frame. False when the source is drained."""
@@ -138,10 +152,17 @@ class EventPump:
                 return False
             self._take(feed, decode_frame(parts, self._max_bytes), repairable=feed.repair is not None)
         except WireError as error:
-            feed.pending = iter(())
-            stream.failed(error)
-            self._on_failure(stream, error)
+            self._failed(feed, error)
+        except Exception as error:
+            # A defect here must cost one stream its trust, not leave it deaf with its old claims.
+            log.exception("kv event frame failed")
+            self._failed(feed, WireError(DecodeFailure.INTERNAL, repr(error)))
         return True
+
+    def _failed(self, feed: Feed, error: WireError) -> None:
+        feed.pending = iter(())
+        feed.stream.failed(error)
+        self._on_failure(feed.stream, error)
 
     def _take(self, feed: Feed, frame: Frame, *, repairable: bool) -> None:
         stream = feed.stream
@@ -162,15 +183,23 @@ class EventPump:
         feed.pending = _pieces(batch.events)
 
 
-def _pieces(events: list[Event]) -> Iterator[Event]:
-    """The same events, long chains cut so that no single step holds the loop."""
+def _pieces(events: Iterator[Event]) -> Iterator[Event]:
+    """The same events, long chains and removals cut so that no single step holds the loop."""
     for event in events:
-        if not isinstance(event, BlockStored) or len(event.block_hashes) <= PIECE_BLOCKS:
+        if isinstance(event, BlockRemoved):
+            for start in range(0, len(event.block_hashes), PIECE_BLOCKS):
+                yield event._replace(block_hashes=event.block_hashes[start : start + PIECE_BLOCKS])
+            continue
+        if not isinstance(event, BlockStored):
+            yield event
+            continue
+        most = min(PIECE_BLOCKS, max(1, PIECE_TOKENS // event.block_size))
+        if len(event.block_hashes) <= most:
             yield event
             continue
         parent, size = event.parent_hash, event.block_size
-        for start in range(0, len(event.block_hashes), PIECE_BLOCKS):
-            hashes = event.block_hashes[start : start + PIECE_BLOCKS]
+        for start in range(0, len(event.block_hashes), most):
+            hashes = event.block_hashes[start : start + most]
             tokens = event.token_ids[start * size : (start + len(hashes)) * size]
             yield event._replace(block_hashes=hashes, parent_hash=parent, token_ids=tokens)
             parent = hashes[-1]

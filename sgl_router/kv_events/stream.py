@@ -30,7 +30,7 @@ from .wire import (
 __all__ = ["EventStream", "FrameOutcome", "StreamCounters", "StreamState", "Untrust"]
 
 _RECENT_FRAMES = 1024
-_GHOSTS = 65_536
+_GHOSTS = 32_768
 
 
 class StreamState(str, Enum):
@@ -86,7 +86,7 @@ class StreamCounters:
     unindexed: int = 0
     """Blocks in a tier or under a key this version cannot name."""
     skipped: int = 0
-    """Events not applied because the stream was untrusted."""
+    """Blocks of events not applied because the stream was untrusted."""
     failures: dict[DecodeFailure, int] = field(default_factory=dict)
 
 
@@ -123,6 +123,9 @@ class EventStream:
         self._blocks: dict[EngineHash, int] = {}
         self._recent: OrderedDict[int, int] = OrderedDict()
         self._repairing = self._suspended = False
+        self._linked = True
+        self.epoch = 0
+        """Changes whenever earlier claims end, also where state and slot look the same afterwards."""
         self._confirmed = self._contiguous = False
         # Only dialects up to 0.5.8 fill these two; see _resurrect.
         self._parents: dict[EngineHash, EngineHash | None] = {}
@@ -145,6 +148,7 @@ class EventStream:
         digest = xxh3_64_intdigest(frame.payload)
         outcome = FrameOutcome.NEXT
         if expected is None:
+            self._drop_holdings()
             self.expected = seq + 1
             self._begin(complete=seq == 0)
         elif seq > expected:
@@ -178,13 +182,22 @@ class EventStream:
         return outcome
 
     def suspend(self) -> None:
-        """The connection broke. Claims are withheld until two things are known: that the same process is publishing
-        (`confirm`; a new one could by chance be at the very number we expect), and, from the next frame or from the
-        replay buffer, that nothing was missed meanwhile."""
-        if self.expected is not None and self.state is not StreamState.UNTRUSTED:
-            self._suspended = True
-            self._confirmed = self._contiguous = False
-            self._refresh()
+        """The connection broke; frames from before may still be queued. Every claim is withheld until the connection
+        is back (`reconnected`), the same process is known to publish (`confirm`; a new one could by chance be at the
+        very number we expect), and the next frame, or the replay buffer, shows that nothing was missed."""
+        self._linked = False
+        self._suspended = True
+        self._confirmed = self._contiguous = False
+        self._refresh()
+
+    def reconnected(self) -> None:
+        """The connection is back, and every frame from before the break has been observed: what those showed proves
+        nothing about what was published meanwhile."""
+        self._linked = True
+        self._contiguous = False
+        if self.expected is None and not self._blocks:
+            self._suspended = False  # nothing is claimed, so nothing has to be proven
+        self._refresh()
 
     def confirm(self, *, same_process: bool) -> None:
         """The publisher's identity after a reconnect is known."""
@@ -245,6 +258,7 @@ class EventStream:
 
     def close(self) -> None:
         """Give the slot back. The stream must not be used afterwards."""
+        self.epoch += 1
         self._tree.retire(self.slot, self._blocks)
         self._blocks = {}
 
@@ -256,7 +270,7 @@ class EventStream:
 
     def _refresh(self) -> None:
         """Recompute the state from what is known; tell the owner when it changed."""
-        if self._suspended and self._confirmed and self._contiguous:
+        if self._suspended and self._linked and self._confirmed and self._contiguous:
             self._suspended = False
         if self.untrusted_for is not None:
             state = StreamState.UNTRUSTED
@@ -279,6 +293,7 @@ class EventStream:
     def _drop_holdings(self) -> None:
         """Hold nothing, in constant time: the slot is abandoned and swept in the background."""
         if self._blocks:
+            self.epoch += 1
             self._tree.retire(self.slot, self._blocks)
             self._blocks = {}
             self.slot = self._tree.acquire()
@@ -296,7 +311,7 @@ class EventStream:
             self._drop_holdings()
             self._begin(complete=True)
         elif self.state is StreamState.UNTRUSTED:
-            self.counters.skipped += 1
+            self.counters.skipped += len(event.block_hashes)
         elif isinstance(event, BlockStored):
             self._store(event)
         else:
@@ -330,12 +345,14 @@ class EventStream:
             keys = self.hasher.extend(key, event.token_ids, len(hashes))
         except (TypeError, ValueError, OverflowError) as error:
             raise WireError(DecodeFailure.TOKEN_IDS, str(error)) from error
-        self._map(hashes, keys)
+        # Held before mapped: a hash that names two blocks of one event gives the first up again.
         self.held[event.tier] += self._tree.store(self.slot, event.tier, keys)
+        self._map(hashes, keys)
         self.counters.stored += len(hashes)
         if not event.medium_given:
             for block_hash in hashes:
                 self._parents[block_hash] = parent
+                self._ghosts.pop(block_hash, None)
                 parent = block_hash
 
     def _map(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
@@ -365,7 +382,7 @@ class EventStream:
             if not any(tree.holds(slot, key, tier) for tier in others):
                 del blocks[block_hash]
                 self._remember_ghost(block_hash, key)
-        self.counters.removed += len(event.block_hashes)
+            self.counters.removed += 1
 
     # --- the split bug of 0.5.6 and 0.5.7 -----------------------------------------------------------------------
     # Splitting a radix node there reports its blocks as removed though they stay cached, then stores a branch whose
@@ -384,8 +401,8 @@ class EventStream:
         path: list[EngineHash] = []
         cursor: EngineHash | None = block_hash
         while cursor is not None and cursor not in self._blocks:
-            if cursor not in self._ghosts:
-                return None
+            if cursor not in self._ghosts or len(path) >= len(self._ghosts):
+                return None  # unknown, or a chain of ghosts that leads back to itself
             path.append(cursor)
             cursor = self._ghosts[cursor][1]
         for ghost in path:

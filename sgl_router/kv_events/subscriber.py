@@ -1,8 +1,14 @@
-"""One SUB socket for one (worker, dp_rank), driven by the loop's own readiness, without a future per message."""
+"""One SUB subscription for one (worker, dp_rank), driven by the loop's own readiness, without a future per message.
+
+Each connection has a socket of its own. libzmq would reconnect by itself, but then frames from before and after the
+break stand in one queue and nobody can tell them apart; here a break is announced twice: at once (`lost`, out of band),
+and when the last frame from before it has been received (`connection(False)`, in band). Only then the next socket opens.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +20,17 @@ __all__ = ["Subscriber", "make_context"]
 
 log = structlog.get_logger(__name__)
 
-_RECONNECT_MS = 100
-_RECONNECT_MAX_MS = 2_000
-_MONITORED = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+_RETRY_SECS = (0.1, 2.0)
+_CONNECT_MS = 3_000
+# Longer than any handshake: covers what libzmq reports no event for, such as a name that does not resolve.
+_WATCHDOG_SECS = 10.0
+_ENDED = (
+    zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
 
 
 def make_context() -> zmq.Context[zmq.Socket[bytes]]:
@@ -27,10 +41,10 @@ def make_context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 class Subscriber:
-    """Connects at once and reconnects on its own. `readable(self)` is called on the loop when messages may be waiting.
+    """Connects when made and again after each break, until closed. Callbacks run on the loop, never inside `__init__`.
 
-    Invariant: libzmq signals readiness by edge. After `readable`, call `receive` until it returns None; whoever stops
-    earlier must come back by itself.
+    `readable(self)`: messages may be waiting. libzmq signals readiness by edge: call `receive` until it returns None;
+    whoever stops earlier must come back by itself.
     """
 
     def __init__(
@@ -43,35 +57,25 @@ class Subscriber:
         max_message_bytes: int,
         readable: Callable[[Subscriber], None],
         connection: Callable[[Subscriber, bool], None],
+        lost: Callable[[Subscriber], None] = lambda subscriber: None,
     ) -> None:
         self.endpoint = endpoint
         self.connected = False
+        self._context = context
+        self._topic = topic.encode()
+        self._hwm = receive_high_water_mark
+        self._max_bytes = max_message_bytes
         self._readable = readable
         self._connection = connection
+        self._lost = lost
         self._loop = asyncio.get_running_loop()
-        socket = context.socket(zmq.SUB)
-        socket.set(zmq.LINGER, 0)
-        # The engine's publisher drops at 100,000 frames; an equal mark here means a stalled router loses nothing
-        # earlier than the engine itself would. Frames are small, and the mark is a bound, not an allocation.
-        socket.set(zmq.RCVHWM, receive_high_water_mark)
-        socket.set(zmq.MAXMSGSIZE, max_message_bytes)
-        socket.set(zmq.RECONNECT_IVL, _RECONNECT_MS)
-        socket.set(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-        socket.set(zmq.TCP_KEEPALIVE, 1)
-        socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
-        socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
-        socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
-        socket.set(zmq.IPV6, 1)
-        socket.set(zmq.SUBSCRIBE, topic.encode())
-        self._socket: zmq.Socket[bytes] | None = socket
-        self._monitor: Any = socket.get_monitor_socket(_MONITORED)
-        self._fds = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
-        self._loop.add_reader(self._fds[0], self._on_readable)
-        self._loop.add_reader(self._fds[1], self._on_monitor)
-        socket.connect(endpoint)
-        # libzmq signals only a mailbox whose owner has found it empty: look once, or the first edge may never come.
-        self._loop.call_soon(self._on_monitor)
-        self._loop.call_soon(self._on_readable)
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: Any = None
+        self._fds: tuple[int, int] | None = None
+        self._ended = False
+        self._closed = False
+        self._retry = _RETRY_SECS[0]
+        self._timer: asyncio.Handle | None = self._loop.call_soon(self._open)
 
     def receive(self) -> list[bytes] | None:
         """The next message's parts, None when nothing is waiting (or the subscriber is closed)."""
@@ -80,34 +84,111 @@ class Subscriber:
         try:
             return self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
+            if self._ended:
+                self._drop_socket()
+                self._connection(self, False)
+                self._open_later()
             return None
 
     def close(self) -> None:
         """Leave the loop and drop what is queued. Idempotent."""
-        if self._socket is None:
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._drop_socket()
+        self.connected = False
+
+    def _open(self) -> None:
+        self._timer = None
+        self._ended = False
+        socket = self._context.socket(zmq.SUB)
+        try:
+            socket.set(zmq.LINGER, 0)
+            # The engine's publisher drops at 100,000 frames; an equal mark here means a stalled router loses nothing
+            # earlier than the engine itself would. Frames are small, and the mark is a bound, not an allocation.
+            socket.set(zmq.RCVHWM, self._hwm)
+            socket.set(zmq.MAXMSGSIZE, self._max_bytes)
+            socket.set(zmq.RECONNECT_IVL, -1)
+            socket.set(zmq.CONNECT_TIMEOUT, _CONNECT_MS)
+            socket.set(zmq.TCP_KEEPALIVE, 1)
+            socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
+            socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
+            socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
+            socket.set(zmq.IPV6, 1)
+            socket.set(zmq.SUBSCRIBE, self._topic)
+            self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED)
+            socket.connect(self.endpoint)
+        except zmq.ZMQError as error:
+            log.warning("kv event socket cannot be opened", endpoint=self.endpoint, reason=str(error))
+            if self._monitor is not None:
+                socket.disable_monitor()
+                self._monitor = None
+            socket.close(0)
+            self._open_later()
             return
+        self._socket = socket
+        self._fds = (int(socket.get(zmq.FD)), int(self._monitor.get(zmq.FD)))
+        self._loop.add_reader(self._fds[0], self._on_readable)
+        self._loop.add_reader(self._fds[1], self._on_monitor)
+        # libzmq signals only a mailbox whose owner has found it empty: look once, or the first edge may never come.
+        self._loop.call_soon(self._on_monitor)
+        self._loop.call_soon(self._on_readable)
+        self._timer = self._loop.call_later(_WATCHDOG_SECS, self._end)
+
+    def _open_later(self) -> None:
+        if not self._closed:
+            self._timer = self._loop.call_later(self._retry * random.uniform(0.8, 1.2), self._open)
+            self._retry = min(self._retry * 2, _RETRY_SECS[1])
+
+    def _drop_socket(self) -> None:
         socket, self._socket = self._socket, None
+        if socket is None or self._fds is None:
+            return
         for fd in self._fds:
             self._loop.remove_reader(fd)
+        self._fds = None
         socket.disable_monitor()
         self._monitor.close(0)
+        self._monitor = None
         socket.close(0)
 
     def _on_readable(self) -> None:
         if self._socket is not None:
-            # Looking makes libzmq do its pending work (above all: subscribe again after a reconnect), also while
-            # nobody receives.
+            # Looking makes libzmq do its pending work also while nobody receives.
             self._socket.get(zmq.EVENTS)
             self._readable(self)
 
     def _on_monitor(self) -> None:
-        while self._socket is not None:
+        while self._monitor is not None:
             try:
                 message = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            connected = message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED
-            if connected != self.connected:
-                self.connected = connected
-                log.debug("kv event socket", endpoint=self.endpoint, connected=connected)
-                self._connection(self, connected)
+            if message["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                if self._timer is not None:
+                    self._timer.cancel()
+                    self._timer = None
+                self._retry = _RETRY_SECS[0]
+                self.connected = True
+                log.debug("kv event socket connected", endpoint=self.endpoint)
+                self._connection(self, True)
+            else:
+                self._end()
+
+    def _end(self) -> None:
+        """The connection broke, or was never made."""
+        if self._ended or self._socket is None:
+            return
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.connected:
+            self.connected = False
+            log.debug("kv event socket lost", endpoint=self.endpoint)
+            self._lost(self)
+            self._readable(self)  # what is still queued goes first; `receive` finds the end of it
+        else:
+            self._drop_socket()
+            self._open_later()

@@ -6,7 +6,7 @@ positional array led by its tag, or a map with a `type` key. Unknown tags, keys 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ __all__ = [
 
 EngineHash = int | bytes
 
-MAX_EVENTS_PER_BATCH = 1_000_000
+MAX_EVENTS_PER_BATCH = 262_144
 MAX_BLOCK_SIZE = 65_536
 
 
@@ -56,6 +56,7 @@ class DecodeFailure(str, Enum):
     BATCH_SHAPE = "batch_shape"
     EVENT_SHAPE = "event_shape"
     TOKEN_IDS = "token_ids"
+    INTERNAL = "internal"
 
 
 class WireError(ValueError):
@@ -106,10 +107,10 @@ Event = BlockStored | BlockRemoved | BlocksCleared
 
 
 class EventBatch(NamedTuple):
-    """`ts`: the publisher's wall clock, seconds."""
+    """`ts`: the publisher's wall clock, seconds. `events` can be iterated once."""
 
     ts: float
-    events: list[Event]
+    events: Iterator[Event]
     dp_rank: int | None
 
 
@@ -129,10 +130,12 @@ def decode_frame(parts: Sequence[bytes], max_bytes: int) -> Frame:
 
 
 def decode_batch(payload: bytes) -> EventBatch:
-    """Decode one payload wholly before anything of it is applied. Raises WireError."""
+    """Decode one payload's envelope. Its events are checked as they are iterated: a batch may hold more of them than
+    can be looked at in one step of an event loop, and one that turns out bad costs the whole stream its trust, so that
+    what was applied before it does no harm. Raises WireError, here and while iterating."""
     try:
         batch = _decode(payload)
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+    except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
         raise WireError(DecodeFailure.MSGPACK, str(error)) from error
     if not isinstance(batch, list) or len(batch) < 2 or not isinstance(batch[1], list):
         raise WireError(DecodeFailure.BATCH_SHAPE, "expected [ts, events, dp_rank]")
@@ -142,12 +145,14 @@ def decode_batch(payload: bytes) -> EventBatch:
         raise WireError(DecodeFailure.BATCH_SHAPE, f"ts is {type(ts).__name__}, expected a number")
     if len(raw) > MAX_EVENTS_PER_BATCH:
         raise WireError(DecodeFailure.TOO_LARGE, f"{len(raw)} events, limit {MAX_EVENTS_PER_BATCH}")
-    events: list[Event] = []
+    return EventBatch(float(ts), _events(raw), rank if isinstance(rank, int) else None)
+
+
+def _events(raw: list[Any]) -> Iterator[Event]:
     for item in raw:
         event = _decode_event(item)
         if event is not None:
-            events.append(event)
-    return EventBatch(float(ts), events, rank if isinstance(rank, int) else None)
+            yield event
 
 
 def _decode_event(item: Any) -> Event | None:

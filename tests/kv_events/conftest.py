@@ -32,7 +32,7 @@ class Follower:
         outcome = self.stream.observe(Frame(seq, payload))
         if outcome is not FrameOutcome.DUPLICATE:
             try:
-                for event in decode_batch(payload).events:
+                for event in list(decode_batch(payload).events):
                     self.stream.apply(event)
             except WireError as error:
                 self.stream.failed(error)

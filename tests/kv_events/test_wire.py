@@ -20,7 +20,7 @@ def encode(*events: object, ts: object = 1.5, rank: object = 0) -> bytes:
 
 
 def one(event: object) -> object:
-    (decoded,) = decode_batch(encode(event)).events
+    (decoded,) = list(decode_batch(encode(event)).events)
     return decoded
 
 
@@ -35,7 +35,6 @@ def test_captured_frames_of_every_engine_decode_to_what_was_captured(path: pathl
             ts, events, rank = batch["decoded"]
             decoded = decode_batch(frame.payload)
             assert (decoded.ts, decoded.dp_rank) == (ts, rank)
-            assert len(decoded.events) == len(events)
             for event, raw in zip(decoded.events, events, strict=True):
                 fields = raw if isinstance(raw, dict) else dict(enumerate(raw))
                 tag = fields.get("type", fields.get(0))
@@ -114,7 +113,7 @@ def test_vllm_extra_keys_make_blocks_opaque() -> None:
 
 def test_unknown_events_are_skipped() -> None:
     payload = encode({"type": "BlockMoved", "x": 1}, ["Checkpoint", 3], ["AllBlocksCleared"])
-    assert decode_batch(payload).events == [BlocksCleared()]
+    assert list(decode_batch(payload).events) == [BlocksCleared()]
 
 
 def test_bigram_tokens_are_pairs() -> None:
@@ -151,7 +150,7 @@ def test_bigram_tokens_are_pairs() -> None:
 )
 def test_bad_payloads_name_their_reason(payload: bytes, reason: DecodeFailure) -> None:
     with pytest.raises(WireError) as caught:
-        decode_batch(payload)
+        list(decode_batch(payload).events)
     assert caught.value.reason is reason
 
 
@@ -174,7 +173,7 @@ def test_bad_frames_name_their_reason(parts: list[bytes], reason: DecodeFailure)
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_only_wire_errors(payload: bytes) -> None:
     try:
-        decode_batch(payload)
+        list(decode_batch(payload).events)
     except WireError as error:
         assert error.reason in DecodeFailure
 
@@ -189,6 +188,6 @@ _value = st.recursive(
 @given(st.sampled_from(["BlockStored", "BlockRemoved", "AllBlocksCleared"]), st.lists(_value, max_size=8))
 def test_arbitrary_event_arrays_raise_only_wire_errors(tag: str, rest: list[object]) -> None:
     try:
-        decode_batch(encode([tag, *rest]))
+        list(decode_batch(encode([tag, *rest])).events)
     except WireError as error:
         assert error.reason in DecodeFailure
