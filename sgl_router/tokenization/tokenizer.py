@@ -119,6 +119,10 @@ class ModelTokenizer:
             code_encoder=facts.code_encoder,
             max_model_len=loaded.max_model_len,
         )
+        try:
+            loaded._usable_template()
+        except Unrenderable as error:
+            log.warning("chats are routed without their tokens", reason=error.reason.value, why=error.message)
         return loaded
 
     @property
