@@ -149,12 +149,12 @@ def peer_section(args: argparse.Namespace) -> None:
     try:
         print("peer: " + ", ".join(f"{name} {version}" for name, version in peer.ask("hello").items()))
         table(
-            f"Peer, events applied; blocks/s, so above 1 we are faster; CPU: below 1 we spend less; median of {args.runs}",
+            f"Peer, events applied (rates: above 1 we are faster; CPU: below 1); median of {args.runs}",
             index_peer.APPLY_COLUMNS,
             index_peer.apply_rows(peer, args.blocks // 2, args.pages, args.workers, args.runs),
         )
         table(
-            f"Peer, prompts matched, page {args.match_page}; times, so below 1 we are faster; median of {args.runs}",
+            f"Peer, prompts matched, page {args.match_page} (times: below 1 we are faster); median of {args.runs}",
             index_peer.MATCH_COLUMNS,
             index_peer.match_rows(
                 peer,

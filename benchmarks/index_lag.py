@@ -1,4 +1,4 @@
-"""Event lag of the index benchmark: frames from another process, over ZMQ, through subscriber and pump into the tree."""
+"""Event lag of the index benchmark: frames of other processes, over ZMQ, through subscriber and pump to the tree."""
 
 from __future__ import annotations
 
@@ -74,15 +74,14 @@ def plan(load: Load) -> list[tuple[float, int]]:
     return sorted(due)
 
 
-def publish(pipe: Connection, load: Load) -> None:
+def publish(pipe: Connection, load: Load, members: list[int]) -> None:
     """One socket per worker, as in a fleet. Batches carry the time at which they are sent."""
     context = zmq.Context()
-    sockets: list[zmq.Socket[bytes]] = []
-    for _ in range(load.workers):
-        socket = context.socket(zmq.XPUB)
-        socket.sndhwm = 0
-        sockets.append(socket)
-    due = plan(load)
+    sockets: dict[int, zmq.Socket[bytes]] = {}
+    for worker in members:
+        sockets[worker] = context.socket(zmq.XPUB)
+        sockets[worker].sndhwm = 0
+    due = [(when, worker) for when, worker in plan(load) if worker in sockets]
     # Every frame stands alone: whichever worker's turn it is can send it.
     work = frames(
         BATCH_BLOCKS * len(due),
@@ -94,20 +93,18 @@ def publish(pipe: Connection, load: Load) -> None:
         chain=1,
     )
     payloads = [bytearray(wire.parts[2]) for wire in work]
-    pipe.send([socket.bind_to_random_port("tcp://127.0.0.1") for socket in sockets])
-    for socket in sockets:
+    pipe.send({worker: socket.bind_to_random_port("tcp://127.0.0.1") for worker, socket in sockets.items()})
+    for socket in sockets.values():
         socket.recv()  # the subscription
-    pipe.recv()
-    sequence = [0] * load.workers
+    start = pipe.recv()
+    sequence = dict.fromkeys(members, 0)
     late = 0.0
-    start = time.perf_counter()
-    for number, (when, worker) in enumerate(due):
-        wait = start + when - time.perf_counter()
+    for (when, worker), payload in zip(due, payloads, strict=True):
+        wait = start + when - time.time()
         if wait > 0:
             time.sleep(wait)
         elif not (load.burst and worker == 0):
             late = max(late, -wait)
-        payload = payloads[number]
         struct.pack_into(">d", payload, 2, time.time())  # [ts, events, rank]: an array header, a float header, ts
         sockets[worker].send_multipart([TOPIC, sequence[worker].to_bytes(8, "big"), payload])
         sequence[worker] += 1
@@ -124,34 +121,37 @@ async def probe(lags: list[float]) -> None:
         lags.append(time.perf_counter() - start - PROBE_SECS)
 
 
-async def receive(pipe: Connection, load: Load) -> dict[str, float]:
+async def receive(pipes: list[Connection], load: Load) -> dict[str, float]:
     fleet = Fleet(load.workers, load.page, stream=TimedStream)
     pump = EventPump(fleet.tree, turn_budget_secs=TURN_BUDGET_SECS, max_message_bytes=64 << 20)
     context = make_context()
     subscribers: list[Subscriber] = []
     feeds: dict[Subscriber, Feed] = {}
     loop = asyncio.get_running_loop()
-    ports = await loop.run_in_executor(None, pipe.recv)
-    for port, stream in zip(ports, fleet.streams, strict=True):
+    ports: dict[int, int] = {}
+    for pipe in pipes:
+        ports |= await loop.run_in_executor(None, pipe.recv)
+    connected = asyncio.Event()
+    for worker, stream in enumerate(fleet.streams):
         subscriber = Subscriber(
             context,
-            f"tcp://127.0.0.1:{port}",
+            f"tcp://127.0.0.1:{ports[worker]}",
             TOPIC.decode(),
             receive_high_water_mark=100_000,
             max_message_bytes=64 << 20,
             readable=lambda source: pump.wake(feeds[source]),
-            connection=lambda source, connected: None,
+            connection=lambda source, up: connected.set() if all(s.connected for s in subscribers) else None,
         )
         subscribers.append(subscriber)
         feeds[subscriber] = Feed(subscriber, stream)
-    while not all(subscriber.connected for subscriber in subscribers):
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+    await connected.wait()
     late: list[float] = []
     probing = asyncio.ensure_future(probe(late))
     expected = len(plan(load))
-    pipe.send(None)
-    sender_late = await loop.run_in_executor(None, pipe.recv)
+    start = time.time() + 0.2
+    for pipe in pipes:
+        pipe.send(start)
+    sender_late = max([await loop.run_in_executor(None, pipe.recv) for pipe in pipes])
     deadline = loop.time() + 60
     while sum(stream.counters.frames for stream in fleet.streams) < expected or not pump.idle:
         if loop.time() > deadline:
@@ -186,16 +186,23 @@ async def receive(pipe: Connection, load: Load) -> dict[str, float]:
 
 def measure(load: Load, use_uvloop: bool) -> dict[str, float]:
     spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    child = spawn.Process(target=publish, args=(theirs, load), daemon=True)
-    child.start()
+    everyone = list(range(load.workers))
+    pipes, children = [], []
+    # The bursting worker is a process of its own, or its burst would delay the others before they have sent.
+    for members in [everyone[:1], everyone[1:]] if load.burst else [everyone]:
+        ours, theirs = spawn.Pipe()
+        child = spawn.Process(target=publish, args=(theirs, load, members), daemon=True)
+        child.start()
+        pipes.append(ours)
+        children.append(child)
     loop = new_loop(use_uvloop)
     try:
-        return loop.run_until_complete(asyncio.wait_for(receive(ours, load), load.secs + 120))
+        return loop.run_until_complete(asyncio.wait_for(receive(pipes, load), load.secs + 120))
     finally:
         loop.close()
-        ours.send(None)
-        child.join(10)
+        for pipe, child in zip(pipes, children, strict=True):
+            pipe.send(None)
+            child.join(10)
 
 
 def new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
@@ -209,7 +216,7 @@ def new_loop(use_uvloop: bool) -> asyncio.AbstractEventLoop:
 def rows(
     pages: Sequence[int], workers: int, rate: float, secs: float, burst: int, runs: int, *, use_uvloop: bool
 ) -> Iterator[Sequence[str]]:
-    loads = [Load("none", 1, 1, 0.5, 2.0)]
+    loads = [Load("hardly any", 1, 1, 10, 2.0)]
     for page in pages:
         loads.append(Load(f"{workers} x {rate:g} batches/s", page, workers, rate, secs))
         loads.append(Load(f"the other workers during a burst of {burst:,}", page, workers, rate, 2.0, burst))

@@ -1,4 +1,4 @@
-"""The peer's half of the index benchmark, run by an interpreter that has `ai-dynamo-runtime`; nothing of ours is imported.
+"""The peer's half of the index benchmark, run by an interpreter that has `ai-dynamo-runtime`; imports nothing of ours.
 
 Reads pickled commands from stdin, answers each with a pickled dictionary on stdout. RadixTree takes events as JSON that
 names every block by the engine's hash and by the hash of its own tokens; a Python router that uses it must decode the
@@ -84,20 +84,23 @@ class Match:
         self.prompts: list[list[int]] = []
         self.expected: dict[int, int] = {}
         self.page = 1
-        self.block = 0
+        self.number = 0
 
     def setup(self, page: int, chains: list[tuple[int, list[int]]], prompts: list[list[int]], expected: Any) -> None:
         self.__init__()  # type: ignore[misc]
         self.page, self.prompts, self.expected = page, prompts, expected
         for worker, tokens in chains:
             local = compute_block_hash_for_seq(tokens, page)
-            parent = None
+            parent = above = None
             for start in range(0, len(local), PIECE_BLOCKS):
                 piece = local[start : start + PIECE_BLOCKS]
-                hashes = list(range(self.block + 1, self.block + 1 + len(piece)))
-                self.block += len(piece)
-                self.tree.apply_event(worker, stored_json(self.block, hashes, parent, piece))
-                parent = hashes[-1]
+                hashes = []
+                for key in piece:  # as an engine's: equal prefixes, equal hashes, whichever worker holds them
+                    parent = hash((parent, key))
+                    hashes.append(parent)
+                self.number += 1
+                self.tree.apply_event(worker, stored_json(self.number, hashes, above, piece))
+                above = parent
         finish(self.tree)
 
     def run(self, rounds: int) -> dict[str, Any]:

@@ -332,7 +332,7 @@ class KvIndex:
         return self._hashers[kind]
 
     def _regroup(self, model_id: str) -> None:
-        """Rebuild the masks of one model: O(ranks), before the first match after a stream changed state, slot or kind."""
+        """Rebuild the masks of one model: O(ranks), before the first match after one of its streams changed."""
         self._dirty.discard(model_id)
         groups: dict[BlockHasher, _Group] = {}
         for worker, ranks in self._ranks.items():

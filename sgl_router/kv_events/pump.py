@@ -14,7 +14,7 @@ from .stream import EventStream, FrameOutcome
 from .tree import BlockTree
 from .wire import BlockRemoved, BlockStored, DecodeFailure, Event, Frame, WireError, decode_batch, decode_frame
 
-__all__ = ["EventPump", "Feed", "FrameSource"]
+__all__ = ["EventPump", "Feed", "FeedJob", "FrameSource"]
 
 log = structlog.get_logger(__name__)
 
@@ -30,14 +30,27 @@ class FrameSource(Protocol):
     def receive(self) -> list[bytes] | None: ...
 
 
+class FeedJob(Protocol):
+    """Work on a feed's stream between two frames, in steps well below a turn's budget: no frame is taken meanwhile."""
+
+    def step(self) -> bool:
+        """Do a piece. True while more is left. Must not raise."""
+        ...
+
+    def dropped(self) -> None:
+        """The feed is gone: there will be no further step."""
+        ...
+
+
 class Feed:
     """A source, the stream it feeds, and the events of its current frame that are not applied yet.
 
     `inbox` holds replayed frames and goes before the source; while `paused` the source is not read, its frames wait
     there. `repair` is called when frames are missing and could be replayed (the frame that showed it is in `held`).
+    A `job` runs once the current frame is applied, and before any other frame, replayed ones included.
     """
 
-    __slots__ = ("drained", "held", "inbox", "paused", "pending", "queued", "repair", "source", "stream")
+    __slots__ = ("drained", "held", "inbox", "job", "paused", "pending", "queued", "repair", "source", "stream")
 
     def __init__(
         self, source: FrameSource, stream: EventStream, repair: Callable[[FrameOutcome], None] | None = None
@@ -48,6 +61,7 @@ class Feed:
         self.pending: Iterator[Event] = iter(())
         self.inbox: deque[Frame] = deque()
         self.held: Frame | None = None
+        self.job: FeedJob | None = None
         self.drained = asyncio.Event()
         self.paused = False
         self.queued = False
@@ -96,6 +110,9 @@ class EventPump:
         if feed.queued:
             self._ready.remove(feed)
             feed.queued = False
+        if feed.job is not None:
+            feed.job.dropped()
+            feed.job = None
 
     @property
     def idle(self) -> bool:
@@ -135,6 +152,10 @@ class EventPump:
             event = next(feed.pending, None)
             if event is not None:
                 stream.apply(event)
+                return True
+            if feed.job is not None:
+                if not feed.job.step():
+                    feed.job = None
                 return True
             if feed.inbox:
                 self._take(feed, feed.inbox.popleft(), repairable=False)

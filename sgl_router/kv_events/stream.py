@@ -7,9 +7,11 @@ engine says its cache is empty; everything it claims after that is witnessed eve
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
+from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
@@ -27,7 +29,7 @@ from .wire import (
     WireError,
 )
 
-__all__ = ["EventStream", "FrameOutcome", "StreamCounters", "StreamState", "Untrust"]
+__all__ = ["EventStream", "FrameOutcome", "Holdings", "StreamCounters", "StreamState", "Untrust"]
 
 _RECENT_FRAMES = 1024
 _GHOSTS = 32_768
@@ -63,6 +65,16 @@ class FrameOutcome(str, Enum):
     DUPLICATE = "duplicate"
     GAP = "gap"
     RESTART = "restart"
+
+
+class Holdings(NamedTuple):
+    """Some of what a stream knows. `tiers[i]` has bit j set where block i is held in the j-th Tier; it is empty where
+    these are removed blocks kept for the split bug (see `_resurrect`). `parents` is None where none are kept."""
+
+    hashes: Sequence[EngineHash]
+    keys: Sequence[int]
+    tiers: bytes
+    parents: Sequence[EngineHash | None] | None
 
 
 @dataclass
@@ -127,6 +139,7 @@ class EventStream:
         self.epoch = 0
         """Changes whenever earlier claims end, also where state and slot look the same afterwards."""
         self._confirmed = self._contiguous = False
+        self._settled: Callable[[bool], None] | None = None
         # Only dialects up to 0.5.8 fill these two; see _resurrect.
         self._parents: dict[EngineHash, EngineHash | None] = {}
         self._ghosts: OrderedDict[EngineHash, tuple[int, EngineHash | None]] = OrderedDict()
@@ -151,6 +164,10 @@ class EventStream:
             self._drop_holdings()
             self.expected = seq + 1
             self._begin(complete=seq == 0)
+        elif seq > expected and self.grafted and not repairable:
+            self.resync()
+            self.expected = seq + 1
+            self._begin(complete=False)
         elif seq > expected:
             self.counters.gaps += 1
             self.counters.missing += seq - expected
@@ -207,6 +224,7 @@ class EventStream:
             self._confirmed = True
             self._refresh()
         else:
+            self._suspended = False
             self.restarted()
 
     def repair(self) -> None:
@@ -224,12 +242,14 @@ class EventStream:
     def history_lost(self, first: int) -> None:
         """The replay begins at `first`, later than what was asked for: start over there, from nothing."""
         self.counters.history_lost += 1
+        self._settle(kept=False)
         self._drop_holdings()
         self.expected = first
         self._begin(complete=False)
 
     def resync(self) -> None:
         """Forget everything, claims and history; what is observed next is a new beginning."""
+        self._settle(kept=False)
         self._drop_holdings()
         self._recent.clear()
         self._contiguous = False
@@ -241,11 +261,11 @@ class EventStream:
     def restarted(self) -> None:
         """Another process publishes here now: nothing of the old one holds."""
         self.counters.restarts += 1
-        self._suspended = False
         self.resync()
 
     def distrust(self, why: Untrust) -> None:
         """Forget every claim; hold nothing until the engine's cache is known to be empty."""
+        self._settle(kept=False)
         self._drop_holdings()
         self.complete = False
         self.untrusted_for = why
@@ -276,12 +296,13 @@ class EventStream:
             state = StreamState.UNTRUSTED
         elif self._repairing:
             state = StreamState.REPAIRING
-        elif self._suspended:
-            state = StreamState.SUSPENDED
         elif self.expected is None:
             state = StreamState.WAITING
+        elif self._suspended:
+            state = StreamState.SUSPENDED
         else:
             state = StreamState.LIVE
+            self._settle(kept=True)
         if state is not self.state:
             self.state = state
             self._changed(self)
@@ -301,6 +322,69 @@ class EventStream:
         self.held = dict.fromkeys(Tier, 0)
         self._parents = {}
         self._ghosts.clear()
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    @property
+    def grafted(self) -> bool:
+        """Whether the holdings came from a snapshot and it is not settled yet whether they can be kept."""
+        return self._settled is not None
+
+    def export(self, piece: int) -> Iterator[Holdings]:
+        """All that is held, `piece` blocks at a time. The stream must not change until the last one is taken."""
+        parents = self._parents
+        hashes, keys = iter(self._blocks), iter(self._blocks.values())
+        while batch := list(islice(hashes, piece)):
+            names = list(islice(keys, piece))
+            tiers = self._tree.tier_masks(self.slot, names)
+            if 0 in tiers:  # two engine hashes named one block, and one of them was removed
+                kept = [i for i, mask in enumerate(tiers) if mask]
+                batch, names = [batch[i] for i in kept], [names[i] for i in kept]
+                tiers = bytes(tiers[i] for i in kept)
+            if batch:
+                yield Holdings(batch, names, tiers, [parents.get(one) for one in batch] if parents else None)
+        ghosts = iter(self._ghosts.items())
+        while removed := list(islice(ghosts, piece)):
+            yield Holdings([one for one, _ in removed], [g[0] for _, g in removed], b"", [g[1] for _, g in removed])
+
+    def graft(self, cursor: int, *, complete: bool, settled: Callable[[bool], None]) -> None:
+        """A new stream takes over what a snapshot says was held before frame `cursor`: `graft_more` adds it, all of
+        it before any frame is observed.
+
+        Withheld as after a broken connection: until the same process (`confirm`) is seen to go on at `cursor`. Then
+        `settled(True)` is called; or, once it is known that it cannot be shown, everything is dropped, the stream is
+        as if new, and `settled(False)` is called.
+        """
+        if self.expected is not None or self._blocks:
+            raise ValueError("only a stream that has heard nothing can take over a snapshot")
+        self.expected = cursor
+        self.complete = complete
+        self._settled = settled
+        self.suspend()
+
+    def graft_more(self, piece: Holdings) -> bool:
+        """Add blocks of the snapshot. False where it was dropped meanwhile: nothing more is taken."""
+        if self._settled is None:
+            return False
+        hashes, keys, tiers, parents = piece
+        if not tiers:
+            self._ghosts.update(zip(hashes, zip(keys, parents or (), strict=True), strict=True))
+            return True
+        self._map(hashes, keys)
+        if parents is not None:
+            self._parents.update(zip(hashes, parents, strict=True))
+        for position, tier in enumerate(Tier):
+            flag = 1 << position
+            held = [key for key, mask in zip(keys, tiers, strict=True) if mask & flag]
+            if held:
+                self.held[tier] += self._tree.store(self.slot, tier, held)
+        return True
+
+    def _settle(self, *, kept: bool) -> None:
+        settled, self._settled = self._settled, None
+        if settled is not None:
+            self._suspended = self._suspended and kept
+            settled(kept)
 
     # --- events -------------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """One SUB subscription for one (worker, dp_rank), driven by the loop's own readiness, without a future per message.
 
 Each connection has a socket of its own. libzmq would reconnect by itself, but then frames from before and after the
-break stand in one queue and nobody can tell them apart; here a break is announced twice: at once (`lost`, out of band),
-and when the last frame from before it has been received (`connection(False)`, in band). Only then the next socket opens.
+break stand in one queue and nobody can tell them apart. Here a break is announced twice: at once (`lost`, out of band)
+and when the last frame from before it was received (`connection(False)`, in band). Only then the next socket opens.
 """
 
 from __future__ import annotations

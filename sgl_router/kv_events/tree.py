@@ -127,6 +127,15 @@ class BlockTree:
                 if mask & bit:
                     yield key, tier
 
+    def tier_masks(self, slot: int, keys: Sequence[int]) -> bytes:
+        """For each key, the tiers the slot holds it in: bit i stands for the i-th Tier."""
+        bit, found = 1 << slot, 0
+        for position, table in enumerate(self._tables.values()):
+            if table:
+                get, flag = table.get, 1 << position
+                found |= int.from_bytes(bytes([flag if get(key, 0) & bit else 0 for key in keys]), "big")
+        return found.to_bytes(len(keys), "big")
+
     def block_count(self, tier: Tier) -> int:
         """Distinct blocks that at least one slot (retired ones included until swept) holds in `tier`."""
         return len(self._tables[tier])

@@ -10,6 +10,7 @@ import random
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable
 
@@ -66,6 +67,8 @@ class Daemon:
         """Load tokenizers, listen, begin to look for workers. Raises StartupError."""
         config = self.config
         _raise_open_file_limit()
+        # Long prompts are rendered in a thread: with the default of 5 ms the loop would wait that long for the GIL.
+        sys.setswitchinterval(0.0005)
         try:
             discovery = make_discovery(config.discovery)
         except DiscoveryUnavailable as error:
@@ -159,6 +162,8 @@ class Daemon:
         await services.manager.stop()
         services.index.close()
         services.pool.close()
+        for model in services.models.values():
+            model.tokenizer.close()
         log.info("router stopped")
 
     async def _idle(self, load: ActiveLoad, within_secs: float) -> None:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from sgl_router.kv_events import Namespace
 from sgl_router.policies import Facts, Unmatched
 from sgl_router.tokenization import Unrenderable
 
 if TYPE_CHECKING:
-    from sgl_router.tokenization import TokenIds
-
     from .body import JsonObject
     from .services import Model, Services
 
@@ -24,9 +20,7 @@ async def gather_facts(services: Services, model: Model, adapter: str | None, ch
     if not model.policy.needs_prompt:
         return Facts(unmatched=Unmatched.NOT_ASKED)
     try:
-        ids = _given_ids(chat)
-        if ids is None:
-            ids = await model.tokenizer.encode_chat(chat)
+        ids = await model.tokenizer.encode_chat(chat)
     except Unrenderable as error:
         return Facts(unmatched=Unmatched(error.reason.value))
     namespace = _namespace(chat, adapter)
@@ -34,19 +28,6 @@ async def gather_facts(services: Services, model: Model, adapter: str | None, ch
         return Facts(prompt_tokens=len(ids), unmatched=Unmatched.NAMESPACE)
     match = await services.index.match(model.id, ids, namespace)
     return Facts(match=match, ids=ids, namespace=namespace, prompt_tokens=len(ids))
-
-
-def _given_ids(chat: JsonObject) -> TokenIds | None:
-    """`input_ids`, which a client may send in place of the rendered messages (SGLang 0.5.13 and later)."""
-    if "input_ids" not in chat:
-        return None
-    given = chat["input_ids"]
-    if not isinstance(given, list) or not given:
-        return None
-    try:
-        return np.array(given, dtype=np.uint32)
-    except (TypeError, ValueError, OverflowError):
-        return None
 
 
 def _namespace(chat: JsonObject, adapter: str | None) -> Namespace | None:

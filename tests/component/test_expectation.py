@@ -42,11 +42,10 @@ async def test_a_request_that_fails_leaves_no_expectation(rig) -> None:
 
 
 async def test_an_expectation_has_its_time(rig) -> None:
-    fleet = await rig(kv_events={"expect_ttl_secs": 0.1})
+    fleet = await rig(kv_events={"expect_ttl_secs": 1.0})
     fleet.workers[0].gate.close()
     task = asyncio.create_task(fleet.ask(PROMPT))
-    await fleet.workers[0].gate.arrived(1)
-    assert fleet.services.index.tree._expected
+    await fleet.until(lambda: bool(fleet.services.index.tree._expected), "it is expected")
     await fleet.until(lambda: fleet.services.index.tree._expected == {}, "its time is up")
     fleet.workers[0].gate.open()
     assert (await task).status == 200

@@ -14,6 +14,7 @@ async def test_the_same_process_is_trusted_again_after_its_next_event(rig) -> No
     generation = fleet.worker(0).generation
 
     stream.suspend()  # as on a broken connection that was re-established at once
+    stream.reconnected()
     fleet.services.manager.recheck(fleet.workers[0].url)
     assert (await fleet.ask(PROMPT)).decision["reason"] == "no_match"
     await fleet.until(lambda: stream._confirmed, "the worker is found unchanged, long before the next probe is due")

@@ -202,7 +202,7 @@ async def test_a_reconnect_is_repaired_without_waiting_for_an_event(rig) -> None
     await fleet.ask(PROMPT)
     await equal(fleet)
     (rank,) = fleet.services.index._ranks[fleet.worker(0)]
-    fleet.services.index._connection(rank, False)
+    rank.stream.suspend()
     assert stream(fleet).state.value == "suspended"
     assert (await fleet.ask(PROMPT)).decision["reason"] == "no_match"
     fleet.services.index._connection(rank, True)

@@ -108,6 +108,7 @@ async def test_a_suspended_stream_claims_nothing_until_confirmed(index) -> None:
     stream = index.status(one)[0].stream
     stream.suspend()
     assert (await index.match("m", PROMPT[:100])).by_target == {}
+    stream.reconnected()
     stream.confirm(same_process=True)
     feed(index, one.targets[0], 0, seq=1)
     assert (await index.match("m", PROMPT[:100])).by_target[one.targets[0]].blocks == 3

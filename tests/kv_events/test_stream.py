@@ -189,6 +189,7 @@ def test_after_a_reconnect_both_identity_and_continuity_must_be_shown(follower) 
     warm(follower)
     follower.stream.suspend()
     assert follower.stream.state is StreamState.SUSPENDED
+    follower.stream.reconnected()
     follower.send(removed([13]))
     assert follower.stream.state is StreamState.SUSPENDED  # a new process could be at this very number
     follower.stream.confirm(same_process=True)
@@ -199,10 +200,41 @@ def test_after_a_reconnect_both_identity_and_continuity_must_be_shown(follower) 
 def test_confirmed_first_then_continuous(follower) -> None:
     warm(follower)
     follower.stream.suspend()
+    follower.stream.reconnected()
     follower.stream.confirm(same_process=True)
     assert follower.stream.state is StreamState.SUSPENDED
     follower.send(removed([13]))
     assert follower.stream.state is StreamState.LIVE
+
+
+def test_frames_queued_before_the_break_prove_nothing(follower) -> None:
+    warm(follower)
+    follower.stream.suspend()
+    follower.send(removed([13]))  # it was in the socket already when the connection broke
+    follower.stream.reconnected()
+    follower.stream.confirm(same_process=True)
+    assert follower.stream.state is StreamState.SUSPENDED
+    assert follower.send(removed([12]), seq=9) is FrameOutcome.GAP
+    assert follower.stream.state is StreamState.UNTRUSTED
+
+
+@pytest.mark.parametrize("queued", ["clear", "restart", "first"])
+def test_nothing_queued_before_the_break_ends_the_suspension(follower, queued: str) -> None:
+    if queued != "first":
+        warm(follower)
+    follower.stream.suspend()
+    if queued == "restart":
+        follower.send(stored([5], None, PROMPT[:4]), seq=0)
+    elif queued == "clear":
+        follower.send(CLEARED, stored([5], None, PROMPT[:4]))
+    else:
+        follower.send(stored([5], None, PROMPT[:4]), seq=4)
+    assert follower.stream.state is StreamState.SUSPENDED
+    follower.stream.reconnected()
+    assert follower.stream.state is StreamState.SUSPENDED
+    follower.stream.confirm(same_process=False)
+    assert follower.stream.state is StreamState.WAITING
+    assert follower.held == set()
 
 
 def test_a_gap_across_a_reconnect_is_a_gap(follower) -> None:
@@ -258,3 +290,22 @@ def test_an_engine_hash_that_changes_its_block_gives_the_old_one_up(follower) ->
     follower.send(stored([13], None, [7] * 4))
     assert follower.depth(PROMPT) == 2
     assert follower.depth([7] * 5) == 1
+
+
+def test_ghosts_that_lead_back_to_themselves_end(follower) -> None:
+    follower.send(["AllBlocksCleared"])
+    follower.send(legacy([1], None, PROMPT[:4]))
+    follower.send(legacy([1], 1, PROMPT[:4]))
+    follower.send(["BlockRemoved", [1]])
+    follower.send(legacy([2], 1, PROMPT[:4]))
+    assert follower.stream.counters.orphans <= 1
+    assert follower.depth(PROMPT) <= 1
+
+
+def test_one_hash_for_two_blocks_of_an_event_leaves_nothing_behind(follower) -> None:
+    follower.send(CLEARED)
+    follower.send(stored([5, 5], None, PROMPT[:8]))
+    slot = follower.stream.slot
+    follower.stream.resync()
+    follower.tree.sweep(100)
+    assert list(follower.tree.holdings(slot)) == []
