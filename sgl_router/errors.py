@@ -15,6 +15,7 @@ __all__ = [
     "NoHealthyWorkers",
     "RouteNotFound",
     "RouterError",
+    "SnapshotBusy",
     "StaleRequestExpired",
     "UpstreamBodyIncomplete",
     "UpstreamTimeout",
@@ -36,6 +37,7 @@ class ErrorCode(str, Enum):
     UPSTREAM_TIMEOUT = "upstream_timeout"
     STALE_REQUEST_EXPIRED = "stale_request_expired"
     NO_HEALTHY_WORKERS = "no_healthy_workers"
+    SNAPSHOT_BUSY = "snapshot_busy"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -97,6 +99,12 @@ class StaleRequestExpired(RouterError):
 
 class NoHealthyWorkers(RouterError):
     code, status = ErrorCode.NO_HEALTHY_WORKERS, 503
+
+
+class SnapshotBusy(RouterError):
+    """A snapshot of the index is being sent to somebody else."""
+
+    code, status = ErrorCode.SNAPSHOT_BUSY, 429
 
 
 class InternalError(RouterError):

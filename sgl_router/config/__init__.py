@@ -16,6 +16,7 @@ from sgl_router.config.schema import (
     PolicyName,
     ProxyConfig,
     ServerConfig,
+    SnapshotConfig,
     StaticUrlsConfig,
 )
 from sgl_router.config.urls import InvalidUrl, normalise_url
@@ -38,6 +39,7 @@ __all__ = [
     "PolicyName",
     "ProxyConfig",
     "ServerConfig",
+    "SnapshotConfig",
     "StaticUrlsConfig",
     "load_config",
     "normalise_url",

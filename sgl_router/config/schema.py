@@ -39,6 +39,7 @@ TokenizerPath = Annotated[
 ]
 TemplatePath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing chat template file"))]
 KubeConfigPath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing kubeconfig file"))]
+SnapshotPath = Annotated[str, Meta(min_length=1, extra=_says("the path of a file in an existing folder"))]
 EnvName = Annotated[str, Meta(min_length=1, extra=_says("the name of an environment variable"))]
 WorkerUrl = Annotated[str, Meta(extra=_says("a worker URL like http://host:30000", parse=normalise_url))]
 Selector = Annotated[
@@ -176,6 +177,15 @@ class HealthConfig(Section, frozen=True, kw_only=True):
     success_threshold: Count = 1
 
 
+class SnapshotConfig(Section, frozen=True, kw_only=True):
+    """Where the index is kept over restarts, and who else may know it."""
+
+    path: SnapshotPath | None = None
+    interval_secs: Secs = 60.0
+    peers: list[WorkerUrl] = []
+    fetch_timeout_secs: Secs = 30.0
+
+
 class KvEventsConfig(Section, frozen=True, kw_only=True):
     """Bounds of the KV event subscriptions."""
 
@@ -185,6 +195,7 @@ class KvEventsConfig(Section, frozen=True, kw_only=True):
     replay_idle_secs: Secs = 2.0
     resync_secs: Secs = 30.0
     expect_ttl_secs: SecsOrZero = 10.0
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
 
 
 class Config(Section, frozen=True, kw_only=True):

@@ -28,6 +28,9 @@ def check_rules(tree: dict[str, Any], base_dir: Path, env: Mapping[str, str]) ->
     discovery = tree.get("discovery")
     if isinstance(discovery, dict):
         errors += _discovery(discovery, base_dir, env)
+    events = tree.get("kv_events")
+    if isinstance(events, dict) and isinstance(events.get("snapshot"), dict):
+        errors += _snapshot(events["snapshot"], base_dir)
     return errors
 
 
@@ -85,6 +88,23 @@ def _model_files(model: dict[str, Any], path: str, base_dir: Path) -> Iterator[F
         else:
             where = _looked(template, base_dir)
             yield mismatch(child(path, "chat_template"), template, "an existing chat template file", where)
+
+
+def _snapshot(snapshot: dict[str, Any], base_dir: Path) -> Iterator[FieldError]:
+    path = "kv_events.snapshot"
+    yield from _duplicates(f"{path}.peers", _list(snapshot.get("peers")), "router URLs")
+    given = snapshot.get("path")
+    if not isinstance(given, str):
+        return
+    folder = _existing(str(_expanded(given).parent), base_dir, Path.is_dir)
+    name = _expanded(given).name
+    if folder is None:
+        where = _looked(str(_expanded(given).parent), base_dir)
+        yield mismatch(f"{path}.path", given, "the path of a file in an existing folder", where)
+    elif not name or Path(folder, name).is_dir():
+        yield mismatch(f"{path}.path", given, "the path of a file", "it is a folder")
+    else:
+        snapshot["path"] = str(Path(folder, name))
 
 
 def _existing(given: str, base_dir: Path, is_there: Callable[[Path], bool] = Path.is_file) -> str | None:

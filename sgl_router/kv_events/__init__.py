@@ -3,8 +3,11 @@
 from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .index import KvIndex, MatchedPrefix, PromptMatch, RankStatus
+from .snapshot import SnapshotDecoder, decode_snapshot, encode_snapshot
+from .snapshot_records import Snapshot, SnapshotError
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .tree import BlockTree
+from .warm import SnapshotOutcome
 from .wire import DecodeFailure, Tier, WireError, decode_batch, decode_frame
 
 __all__ = [
@@ -20,10 +23,16 @@ __all__ = [
     "Namespace",
     "PromptMatch",
     "RankStatus",
+    "Snapshot",
+    "SnapshotDecoder",
+    "SnapshotError",
+    "SnapshotOutcome",
     "StreamState",
     "Tier",
     "Untrust",
     "WireError",
     "decode_batch",
     "decode_frame",
+    "decode_snapshot",
+    "encode_snapshot",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from .agreement import Agreement
 from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .pump import EventPump, Feed
@@ -18,6 +19,7 @@ from .repair import Repairer, RepairOutcome
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .subscriber import Subscriber, make_context
 from .tree import BlockTree
+from .warm import WarmStart
 from .wire import DecodeFailure, WireError
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     import zmq
 
     from sgl_router.workers import KvEventSource, Target, Worker
+
+    from .snapshot_records import Snapshot
 
 __all__ = ["KvIndex", "MatchedPrefix", "PromptMatch", "RankStatus"]
 
@@ -84,6 +88,7 @@ class RankStatus:
     blocks: dict[str, int]
     expected_blocks: int
     lag_secs: float
+    agreement: Agreement
     stream: EventStream
 
 
@@ -113,6 +118,7 @@ class _Rank:
         self.lag_secs = 0.0
         self.slot = stream.slot
         self.expectations: set[Expectation] = set()
+        self.agreement = Agreement()
 
     def give_up_expectations(self) -> None:
         for expectation in list(self.expectations):
@@ -176,6 +182,9 @@ class KvIndex:
             on_frame=self._on_frame,
             on_batch=self._on_batch,
         )
+        self.warm = WarmStart(self.pump)
+        self.copying = asyncio.Lock()
+        """Held while a rank is copied for a snapshot: one at a time."""
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self.totals = IndexTotals()
         self.on_lag: Callable[[float], None] = lambda seconds: None
@@ -204,6 +213,8 @@ class KvIndex:
             self._by_target[target] = rank
             ranks.append(rank)
             self._subscribe(rank, source)
+            if rank.feed is not None:
+                self.warm.offer(target, rank.feed)
         self._dirty.add(worker.model_id)
 
     def worker_removed(self, worker: Worker) -> None:
@@ -211,6 +222,7 @@ class KvIndex:
         for rank in self._ranks.pop(worker, ()):
             if rank.feed is not None:
                 self.pump.drop(rank.feed)
+                self.warm.withdraw(rank.target, rank.feed)
             rank.close()
             del self._by_stream[rank.stream]
             del self._by_target[rank.target]
@@ -219,11 +231,32 @@ class KvIndex:
 
     def close(self) -> None:
         """Close every socket and the ZMQ context."""
+        self.warm.close()
         for worker in list(self._ranks):
             self.worker_removed(worker)
         if self._context is not None:
             self._context.term()
             self._context = None
+
+    # --- snapshots ----------------------------------------------------------------------------------------------
+
+    @property
+    def secret(self) -> int:
+        """What the keys are hashed with: they mean something only together with it."""
+        return self._secret
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Begin from a snapshot: its ranks are taken over as their workers register. ValueError once there are any."""
+        if self._hashers:
+            raise ValueError("a snapshot is adopted before the first worker, or not at all: keys exist already")
+        self._secret = snapshot.secret
+        self.warm.adopt(snapshot)
+
+    def followed(self) -> list[tuple[Target, Feed]]:
+        """Every followed rank with its feed."""
+        return [(rank.target, rank.feed) for rank in self._by_stream.values() if rank.feed is not None]
+
+    # --- connections --------------------------------------------------------------------------------------------
 
     def _subscribe(self, rank: _Rank, source: KvEventSource) -> None:
         if self._context is None:
@@ -287,7 +320,8 @@ class KvIndex:
         self._dirty.add(rank.target.worker.model_id)
         if stream.state is StreamState.UNTRUSTED and rank.resync is None:
             # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
-            delay = min(self._resync_secs * 2**rank.resyncs, _MAX_RESYNC_SECS)
+            first = stream.untrusted_for is Untrust.DISAGREEMENT and not rank.resyncs
+            delay = 0.0 if first else min(self._resync_secs * 2**rank.resyncs, _MAX_RESYNC_SECS)
             rank.resync = asyncio.get_running_loop().call_later(delay, self._resync, rank)
         elif stream.state is StreamState.LIVE and stream.complete:
             rank.resyncs = 0
@@ -312,11 +346,22 @@ class KvIndex:
         if replayable and rank.repairer is not None:
             rank.repairer.start()
 
-    def distrust(self, target: Target) -> None:
-        """The worker's own reports contradict the index: forget what this rank claims and start over."""
-        for rank in self._ranks.get(target.worker, ()):
-            if rank.target is target and rank.stream.state is StreamState.LIVE:
-                rank.stream.distrust(Untrust.DISAGREEMENT)
+    def reported(self, target: Target, predicted: int, reported: int) -> None:
+        """A worker told how many prompt tokens it had cached. Where its reports keep contradicting the index, forget
+        what this rank claims and start over: an idle engine that lost its cache without a word is found this way."""
+        rank = self._by_target.get(target)
+        if rank is None or rank.stream.state is not StreamState.LIVE:
+            return
+        if rank.agreement.report(predicted, reported):
+            log.warning(
+                "kv index contradicted by the worker's reports",
+                worker=target.worker.id,
+                dp_rank=target.dp_rank,
+                agreement=round(rank.agreement.score, 3),
+                blocks=rank.stream.blocks_held,
+            )
+            rank.agreement.forgive()
+            rank.stream.distrust(Untrust.DISAGREEMENT)
 
     def confirm(self, worker: Worker) -> None:
         """Introspection found the worker unchanged. One that does not tell when it was started may be another
@@ -458,6 +503,7 @@ class KvIndex:
                 blocks={tier.value: count for tier, count in rank.stream.held.items() if count},
                 expected_blocks=sum(len(expectation) for expectation in rank.expectations),
                 lag_secs=rank.lag_secs,
+                agreement=rank.agreement,
                 stream=rank.stream,
             )
             for rank in self._ranks.get(worker, ())

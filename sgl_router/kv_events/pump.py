@@ -153,9 +153,10 @@ class EventPump:
             if event is not None:
                 stream.apply(event)
                 return True
-            if feed.job is not None:
-                if not feed.job.step():
-                    feed.job = None
+            job, feed.job = feed.job, None
+            if job is not None:
+                if job.step():
+                    feed.job = job
                 return True
             if feed.inbox:
                 self._take(feed, feed.inbox.popleft(), repairable=False)
@@ -171,7 +172,12 @@ class EventPump:
             parts = feed.source.receive()
             if parts is None:
                 return False
-            self._take(feed, decode_frame(parts, self._max_bytes), repairable=feed.repair is not None)
+            try:
+                frame = decode_frame(parts, self._max_bytes)
+            except WireError:
+                stream.unread()
+                raise
+            self._take(feed, frame, repairable=feed.repair is not None)
         except WireError as error:
             self._failed(feed, error)
         except Exception as error:

@@ -165,7 +165,7 @@ class EventStream:
             self.expected = seq + 1
             self._begin(complete=seq == 0)
         elif seq > expected and self.grafted and not repairable:
-            self.resync()
+            self.resync()  # the snapshot is too old to go on from: this is where a new stream begins
             self.expected = seq + 1
             self._begin(complete=False)
         elif seq > expected:
@@ -207,6 +207,12 @@ class EventStream:
         self._confirmed = self._contiguous = False
         self._refresh()
 
+    def unread(self) -> None:
+        """A frame was refused before its number could be read, or is too large to be: take it for the next one, so
+        that it is not counted as missing as well."""
+        if self.expected is not None:
+            self.expected += 1
+
     def reconnected(self) -> None:
         """The connection is back, and every frame from before the break has been observed: what those showed proves
         nothing about what was published meanwhile."""
@@ -217,8 +223,8 @@ class EventStream:
         self._refresh()
 
     def confirm(self, *, same_process: bool) -> None:
-        """The publisher's identity after a reconnect is known."""
-        if not self._suspended:
+        """The publisher's identity after a reconnect is known. Before the reconnect it says nothing."""
+        if not self._suspended or not self._linked:
             return
         if same_process:
             self._confirmed = True
@@ -383,7 +389,6 @@ class EventStream:
     def _settle(self, *, kept: bool) -> None:
         settled, self._settled = self._settled, None
         if settled is not None:
-            self._suspended = self._suspended and kept
             settled(kept)
 
     # --- events -------------------------------------------------------------------------------------------------

@@ -16,6 +16,8 @@ def configure_logging(level: str, fmt: str) -> None:
     """`level`: debug, info, warning or error. `fmt`: `text` (coloured on a terminal) or `json`."""
     number = getattr(logging, level.upper())
     logging.basicConfig(format="%(message)s", stream=sys.stderr, level=max(number, logging.WARNING), force=True)
+    # Each malformed request would otherwise be a traceback; what it was answered is counted.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -25,7 +27,9 @@ def configure_logging(level: str, fmt: str) -> None:
     if fmt == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
     else:
-        processors.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0))
+        # Plain tracebacks: the rich ones print local variables, and among those are keys.
+        colors, plain = sys.stderr.isatty(), structlog.dev.plain_traceback
+        processors.append(structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),

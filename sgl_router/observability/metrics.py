@@ -90,6 +90,9 @@ class Metrics:
             buckets=_LAG,
             registry=self._registry,
         )
+        self.records_lost = Counter(
+            "sgl_router_records_lost", "Requests whose log line could not be written.", registry=self._registry
+        )
         self.draining = Gauge("sgl_router_draining", "1 while shutting down.", registry=self._registry)
         self._registry.register(_FleetCollector(registry, index))
 
@@ -160,6 +163,26 @@ class _FleetCollector(Collector):
         blocks = GaugeMetricFamily(
             "sgl_router_kv_tree_blocks", "Blocks a rank holds.", labels=("worker_url", "dp_rank", "tier")
         )
+        expected = GaugeMetricFamily(
+            "sgl_router_kv_tree_expected_blocks",
+            "Blocks that dispatched requests will make a rank hold; not counted as held.",
+            labels=("worker_url", "dp_rank"),
+        )
+        lag = GaugeMetricFamily(
+            "sgl_router_kv_event_lag_seconds",
+            "From the publication of the last batch (the worker's clock) to its being taken up here.",
+            labels=("worker_url", "dp_rank"),
+        )
+        agreement = GaugeMetricFamily(
+            "sgl_router_kv_agreement",
+            "Share of recent predicted hits that the worker's own cached_tokens confirmed.",
+            labels=("worker_url", "dp_rank"),
+        )
+        predictions = CounterMetricFamily(
+            "sgl_router_kv_predictions",
+            "Answers that reported cached_tokens, by how that compares with the prediction.",
+            labels=("worker_url", "dp_rank", "result"),
+        )
         for worker in self._workers.all():
             for rank in self._index.status(worker):
                 labels = (worker.url, str(rank.dp_rank))
@@ -169,7 +192,12 @@ class _FleetCollector(Collector):
                 untrusted.add_metric(labels, withheld)
                 for tier, held in rank.blocks.items():
                     blocks.add_metric((*labels, tier), held)
-        yield from (events, untrusted, blocks)
+                expected.add_metric(labels, rank.expected_blocks)
+                lag.add_metric(labels, rank.lag_secs)
+                agreement.add_metric(labels, rank.agreement.score)
+                for outcome, value in rank.agreement.counts.items():
+                    predictions.add_metric((*labels, outcome.value), value)
+        yield from (events, untrusted, blocks, expected, lag, agreement, predictions)
 
         totals = self._index.totals
         failures = CounterMetricFamily(
@@ -187,9 +215,17 @@ class _FleetCollector(Collector):
         repairs = CounterMetricFamily(
             "sgl_router_kv_event_repairs", "Replays of missed events, by how they ended.", labels=("outcome",)
         )
-        for outcome, value in totals.repairs.items():
-            repairs.add_metric((outcome.value,), value)
+        for repair, value in totals.repairs.items():
+            repairs.add_metric((repair.value,), value)
         yield repairs
+        ranks = CounterMetricFamily(
+            "sgl_router_kv_snapshot_ranks",
+            "Ranks at a start from a snapshot, by what became of them.",
+            labels=("outcome",),
+        )
+        for became, value in self._index.warm.outcomes.items():
+            ranks.add_metric((became.value,), value)
+        yield ranks
         yield CounterMetricFamily(
             "sgl_router_kv_event_resyncs", "Times an untrusted stream started over.", value=totals.resyncs
         )

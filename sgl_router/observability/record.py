@@ -26,6 +26,7 @@ class RequestRecord:
     __slots__ = (
         "attempts",
         "bytes_out",
+        "cached_tokens",
         "decided_at",
         "decision",
         "error",
@@ -50,6 +51,7 @@ class RequestRecord:
         self.status: int | None = None
         self.streamed = False
         self.bytes_out = 0
+        self.cached_tokens: int | None = None
         self.attempts = 0
 
     def decided(self, decision: RouteDecision) -> None:
@@ -61,7 +63,13 @@ class RequestRecord:
         self.first_byte_at = time.perf_counter()
 
     def finish(self, metrics: Metrics) -> None:
-        """Write the log line and the metrics that need the whole request."""
+        """Write the log line and the metrics that need the whole request. Never raises: the answer is out already."""
+        try:
+            self._finish(metrics)
+        except Exception:
+            metrics.records_lost.inc()  # above all: a log that is full or closed
+
+    def _finish(self, metrics: Metrics) -> None:
         took = time.perf_counter() - self.started_at
         decision = self.decision
         fields: dict[str, object] = {
@@ -96,6 +104,8 @@ class RequestRecord:
             fields["decide_ms"] = round((self.decided_at - self.started_at) * 1e3, 2)
         if self.first_byte_at is not None:
             fields["first_byte_ms"] = round((self.first_byte_at - self.started_at) * 1e3, 2)
+        if self.cached_tokens is not None:
+            fields["cached_tokens"] = self.cached_tokens
         if self.streamed:
             fields["streamed"] = True
         if self.attempts > 1:

@@ -61,8 +61,6 @@ class ActiveLoad:
         self._guards: dict[LoadGuard, None] = {}
         self._selections = itertools.count(1)
         self._workers: set[Worker] = set()
-        self.on_idle: Callable[[], None] | None = None
-        """Called when the last request in flight ends."""
 
     def __len__(self) -> int:
         """Requests in flight."""
@@ -108,5 +106,3 @@ class ActiveLoad:
 
     def _forget(self, guard: LoadGuard) -> None:
         self._guards.pop(guard, None)
-        if not self._guards and self.on_idle is not None:
-            self.on_idle()

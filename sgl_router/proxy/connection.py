@@ -82,6 +82,11 @@ class UpstreamConnection(asyncio.Protocol):
         return data
 
     @property
+    def unanswered(self) -> bool:
+        """Whether the worker closed the connection without a single byte in answer to the last request."""
+        return self.closed and not self._head_done and not self._head_bytes and self._error is not None
+
+    @property
     def reusable(self) -> bool:
         """Whether the exchange ended cleanly and the worker keeps the connection open."""
         return not self.closed and self._complete and not self._busy and not self._chunks

@@ -27,7 +27,12 @@ _HOP_BY_HOP = frozenset(
 )
 # `expect` is answered here; the rank is the router's to choose; the request id is set anew.
 _NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"expect", RANK_HEADER, b"x-request-id"}
-_NOT_RELAYED = _HOP_BY_HOP | {b"x-request-id"}
+_NOT_RELAYED = _HOP_BY_HOP | {
+    b"x-request-id",
+    b"x-sgl-router-worker",
+    b"x-sgl-router-decision",
+    b"x-router-error-code",
+}
 
 
 def forward_headers(incoming: Iterable[tuple[bytes, bytes]]) -> Headers:

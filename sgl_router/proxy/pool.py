@@ -112,8 +112,9 @@ class UpstreamPool:
                 await connection.request(head, body)
                 return UpstreamExchange(self, address, connection)
             except UpstreamUnreachable:
+                retry = reused and connection.unanswered
                 connection.close()
-                if not reused:
+                if not retry:
                     raise
                 reused, connection = False, None
             except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sgl_router.errors import UpstreamTimeout
 
@@ -12,6 +12,7 @@ from .deadline import Deadline
 from .headers import relay_headers
 from .outbound import Outbound
 from .pool import UpstreamExchange
+from .usage import UsageTail
 
 __all__ = ["Relayed", "relay"]
 
@@ -26,6 +27,7 @@ class Relayed:
     status: int = 0
     bytes_out: int = 0
     streamed: bool = False
+    usage: UsageTail = field(default_factory=UsageTail)
 
 
 async def relay(
@@ -47,9 +49,12 @@ async def relay(
     headers = relay_headers(exchange.headers) + added_headers
     if not _is_stream(exchange):
         body, complete = await _collect(exchange)
+        # A client that does not read is not the worker's silence: no deadline runs while it is written to.
+        deadline.disarm()
         first_byte()
         if complete:
             relayed.bytes_out = len(body)
+            relayed.usage.feed(body)
             await out.send(exchange.status, headers, body)
             return
         await out.start(exchange.status, headers)
@@ -59,9 +64,11 @@ async def relay(
         relayed.streamed = True
         await out.start(exchange.status, headers)
         chunk = await exchange.read()
+        deadline.disarm()
         first_byte()
         if chunk is not None:
             relayed.bytes_out = len(chunk)
+            relayed.usage.feed(chunk)
             await out.write(chunk)
 
     def idle() -> UpstreamTimeout:
@@ -72,9 +79,9 @@ async def relay(
         chunk = await exchange.read()
         if chunk is None:
             break
-        # A client that does not read is not the worker's silence: the clock stands still while it is written to.
         deadline.disarm()
         relayed.bytes_out += len(chunk)
+        relayed.usage.feed(chunk)
         await out.write(chunk)
     deadline.disarm()
     await out.end()

@@ -13,6 +13,9 @@ from sgl_router.errors import BadRequest
 
 __all__ = ["JsonObject", "parse_chat", "parse_object"]
 
+MAX_MEMBERS = 50_000
+MAX_KEYS = 1_000
+
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.json.Decoder().decode
 _SPACE = re.compile(rb"[ \t\r\n]*")
@@ -57,6 +60,11 @@ def parse_object(body: bytes) -> JsonObject:
         body.decode()
     except UnicodeDecodeError as error:
         raise BadRequest(f"the request body is not UTF-8: {error.reason} at byte {error.start}") from None
+    # Members of objects cost far more than their bytes: a body made of nothing else would hold the loop for seconds.
+    # A quote before a colon ends a key, unless it is an escaped one inside a string.
+    members = body.count(b'":') - body.count(b'\\":')
+    if members > MAX_MEMBERS:
+        raise BadRequest(f"the request body has {members} object members; expected at most {MAX_MEMBERS}")
     try:
         fields = _decode_fields(body)
     except msgspec.ValidationError:
@@ -65,6 +73,8 @@ def parse_object(body: bytes) -> JsonObject:
         raise BadRequest(_malformed(str(error))) from None
     except RecursionError:
         raise BadRequest("the request body is nested too deeply") from None
+    if len(fields) > MAX_KEYS:
+        raise BadRequest(f"the request body has {len(fields)} keys; expected at most {MAX_KEYS}")
     if not _each_key_once(body, fields):
         _reject_repeated_key(body)
     return JsonObject(fields)
@@ -131,7 +141,7 @@ def _reject_repeated_key(body: bytes) -> None:
     seen: set[str] = set()
     for name, _ in top:
         if name in seen:
-            raise BadRequest(f"'{name[:80]}' is given more than once; expected each key once", name[:80])
+            raise BadRequest(f"{name[:80]!r} is given more than once; expected each key once", name[:80])
         seen.add(name)
 
 

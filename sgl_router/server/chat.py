@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 
 # A worker that cannot even be connected to has seen nothing of the request, so another may be asked.
 MAX_ATTEMPTS = 3
+ERROR_EVENT_SECS = 5.0
 
 
 async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> None:
@@ -81,10 +82,17 @@ async def _answer_error(
         record.status = status
         await out.send(status, headers + _decision_headers(record.decision), body)
     elif relayed.streamed:
-        await out.write(error_event(error))
-        await out.end()
+        try:
+            await asyncio.wait_for(_end_stream(out, error), ERROR_EVENT_SECS)
+        except asyncio.TimeoutError:
+            out.abort()  # nobody reads; no guard and no deadline watches this request any more
     else:
         out.abort()  # part of a body is out: only a broken connection still says that it is not whole
+
+
+async def _end_stream(out: Outbound, error: RouterError) -> None:
+    await out.write(error_event(error))
+    await out.end()
 
 
 class _Dispatch:
@@ -164,6 +172,8 @@ class _Dispatch:
         services, record, inbound = self._services, self._record, self._inbound
         proxy, worker = services.config.proxy, decision.target.worker
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
+        # One limit for the answer, also where a stale connection had to be replaced; connecting has its own.
+        answer_by = time.monotonic() + proxy.request_timeout_secs
         try:
             with Deadline() as deadline:
                 guard.on_expire = lambda: deadline.fire(self._stale())
@@ -178,7 +188,7 @@ class _Dispatch:
                         lambda: ConnectFailed(f"no connection to the worker within {proxy.connect_timeout_secs:g} s"),
                     ),
                     sent=lambda: deadline.arm(
-                        proxy.request_timeout_secs,
+                        answer_by - time.monotonic(),
                         lambda: UpstreamTimeout(
                             f"the worker did not answer within {proxy.request_timeout_secs:g} s"
                         ),
@@ -195,6 +205,7 @@ class _Dispatch:
                         first_byte=lambda: self._first_byte(guard, permit, expectation, exchange.status),
                     )
                 self._settle(permit, exchange.status)
+                self._reconcile(decision)
         except (UpstreamUnreachable, UpstreamBodyIncomplete, UpstreamTimeout) as error:
             record.outcome = (
                 Outcome.TIMEOUT
@@ -207,6 +218,11 @@ class _Dispatch:
             raise
         except StaleRequestExpired:
             record.outcome = Outcome.EXPIRED
+            raise
+        except ClientGone:
+            raise
+        except Exception:
+            record.outcome = Outcome.INTERNAL
             raise
 
     def _first_byte(
@@ -233,6 +249,15 @@ class _Dispatch:
         else:
             record.outcome = Outcome.CLIENT_ERROR if status >= 400 else Outcome.COMPLETED
             permit.success(now)
+
+    def _reconcile(self, decision: RouteDecision) -> None:
+        """Hold the worker's own count of cached tokens, where it reports one, against what was predicted."""
+        if decision.unmatched is not None or self._record.outcome is not Outcome.COMPLETED:
+            return
+        reported = self._relayed.usage.cached_tokens()
+        self._record.cached_tokens = reported
+        if reported is not None:
+            self._services.index.reported(decision.target, decision.matched_tokens, reported)
 
     def _blame(self, permit: Permit, worker: Worker) -> None:
         now = time.monotonic()

@@ -29,6 +29,7 @@ from sgl_router.workers import Worker, WorkerManager, WorkerRegistry, worker_api
 
 from .front import make_runner
 from .services import Model, Services
+from .snapshot_keeper import SnapshotKeeper
 
 __all__ = ["Daemon", "StartupError"]
 
@@ -51,6 +52,7 @@ class Daemon:
         self._site: web.SockSite | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._services: Services | None = None
+        self._keeper: SnapshotKeeper | None = None
         self.port = 0
 
     @property
@@ -113,6 +115,10 @@ class Daemon:
         janitor = Janitor(load, config.active_load.stale_request_timeout_secs)
         self._spawn(janitor.run, "janitor")
         self._spawn(lambda: watch_loop_lag(self.services.metrics.loop_lag.observe), "loop lag")
+        self._keeper = SnapshotKeeper(events.snapshot, index)
+        await self._keeper.load()
+        if events.snapshot.path is not None:
+            self._spawn(self._keeper.run, "kv snapshots")
         await manager.start()
         # What start-up made lives as long as the process: the collector need not walk it again.
         gc.collect()
@@ -149,13 +155,16 @@ class Daemon:
         if self._site is not None:
             await self._site.stop()
             self._site = None
-        await self._idle(services.load, grace_secs)
-        if len(services.load):
-            log.warning("requests cut off at shutdown", count=len(services.load))
+        await services.in_flight.drained(grace_secs)
+        if services.in_flight.count:
+            log.warning("requests cut off at shutdown", count=services.in_flight.count)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
+        if self._keeper is not None:
+            await self._keeper.close()
+            self._keeper = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -165,14 +174,6 @@ class Daemon:
         for model in services.models.values():
             model.tokenizer.close()
         log.info("router stopped")
-
-    async def _idle(self, load: ActiveLoad, within_secs: float) -> None:
-        """Until nothing is in flight, or `within_secs` have passed."""
-        idle = asyncio.Event()
-        load.on_idle = idle.set
-        if len(load) and within_secs > 0:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(idle.wait(), within_secs)
 
     def _listen(self) -> socket.socket:
         host, port = self.config.server.host, self.config.server.port

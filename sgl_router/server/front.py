@@ -19,6 +19,7 @@ from .chat import serve_chat
 from .envelope import error_response
 from .inbound import Inbound, request_id
 from .services import Services
+from .snapshots import SNAPSHOT_PATH, snapshot_route
 from .tokens import serve_detokenize, serve_tokenize
 from .views import models_view, readiness_view, workers_view
 
@@ -35,7 +36,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def make_runner(services: Services) -> web.AppRunner:
     """The server, not yet listening. A handler is cancelled when its client goes away."""
     app = web.Application(
-        client_max_size=services.config.server.max_body_bytes, middlewares=[_observe(services)]
+        client_max_size=services.config.server.max_body_bytes + 1, middlewares=[_observe(services)]
     )
     app.router.add_post("/v1/chat/completions", _data_route(services, serve_chat))
     app.router.add_post("/v1/tokenize", _data_route(services, serve_tokenize))
@@ -45,6 +46,7 @@ def make_runner(services: Services) -> web.AppRunner:
     app.router.add_get("/readyz", _view(lambda: readiness_view(services)))
     app.router.add_get("/workers", _view(lambda: (200, workers_view(services))))
     app.router.add_get("/metrics", _metrics(services))
+    app.router.add_get(SNAPSHOT_PATH, snapshot_route(services.index), allow_head=False)
     return web.AppRunner(
         app,
         access_log=None,
@@ -62,6 +64,7 @@ class _AiohttpOutbound:
         self._request = request
         self._request_id = request_id
         self._services = services
+        self._ending = False
         self.response: web.StreamResponse | None = None
 
     @property
@@ -78,10 +81,14 @@ class _AiohttpOutbound:
 
     async def write(self, data: bytes) -> None:
         assert self.response is not None
+        if self._ending:  # the end of the body may be out: what came after it would be read as the next answer
+            self.abort()
+            raise ClientGone
         await self._guard(self.response.write(data))
 
     async def end(self) -> None:
         assert self.response is not None
+        self._ending = True
         await self._guard(self.response.write_eof())
 
     def abort(self) -> None:
@@ -101,10 +108,7 @@ class _AiohttpOutbound:
             raise ClientGone from error
 
     def _headers(self, headers: Headers) -> CIMultiDict[str]:
-        # Latin-1 keeps every byte a worker may have put into a header value as it was.
-        result: CIMultiDict[str] = CIMultiDict(
-            (name.decode("latin-1"), value.decode("latin-1")) for name, value in headers
-        )
+        result: CIMultiDict[str] = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers)
         result["x-request-id"] = self._request_id
         return result
 
@@ -119,8 +123,9 @@ def _data_route(services: Services, serve: _Serve) -> _Handler:
             await serve(services, inbound, out)
         except ClientGone:
             pass  # recorded by the handler; aiohttp finds the connection closed on its own
-        assert out.response is not None or request.transport is None or request.transport.is_closing()
-        return out.response or web.Response(status=499)
+        if out.response is not None:
+            return out.response
+        return web.Response(status=499)  # never seen: the client left before an answer began
 
     return handle
 
@@ -133,9 +138,22 @@ async def _read_body(request: web.Request, limit: int) -> bytes:
     if request.content_length is not None and request.content_length > limit:
         raise too_large
     try:
-        return await request.read()
+        body = await asyncio.wait_for(request.read(), UPLOAD_SECS)
     except web.HTTPRequestEntityTooLarge:
         raise too_large from None
+    except asyncio.TimeoutError:
+        raise BadRequest(f"the request body was not received within {UPLOAD_SECS:g} s") from None
+    if len(body) > limit:
+        raise too_large
+    return body
+
+
+def _text(value: bytes) -> str:
+    """aiohttp writes header values as UTF-8, so what is UTF-8 stays byte for byte as the worker sent it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def _view(answer: Callable[[], tuple[int, dict[str, Any]]]) -> _Handler:
@@ -165,7 +183,8 @@ def _observe(services: Services) -> Any:
         services.metrics.requests.labels(route, method).inc()
         error: RouterError
         try:
-            response = await handler(request)
+            with services.in_flight:
+                response = await handler(request)
         except asyncio.CancelledError:
             services.metrics.responses.labels(route, method, "499").inc()
             raise
@@ -187,6 +206,8 @@ def _observe(services: Services) -> Any:
     return middleware
 
 
+# A body that trickles in, or whose chunks are malformed, must not hold its connection for ever.
+UPLOAD_SECS = 60.0
 _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
 
 

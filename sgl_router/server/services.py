@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sgl_router.errors import ModelNotFound
+from sgl_router.workers import HealthState
 
 if TYPE_CHECKING:
     from sgl_router.config import Config, ModelConfig
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from sgl_router.tokenization import ModelTokenizer
     from sgl_router.workers import WorkerManager, WorkerRegistry
 
-__all__ = ["Model", "Services"]
+__all__ = ["InFlight", "Model", "Services"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,29 @@ class Model:
         return self.config.id
 
 
+class InFlight:
+    """Counts requests from their first header to their last byte. `with in_flight: ...`"""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._idle: asyncio.Event | None = None
+
+    def __enter__(self) -> None:
+        self.count += 1
+
+    def __exit__(self, *error: object) -> None:
+        self.count -= 1
+        if not self.count and self._idle is not None:
+            self._idle.set()
+
+    async def drained(self, within_secs: float) -> None:
+        """Until nothing is in flight, or `within_secs` have passed."""
+        if self.count and within_secs > 0:
+            self._idle = asyncio.Event()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), within_secs)
+
+
 @dataclass
 class Services:
     """One process, one of these. `draining`: shutting down, readiness is off but requests are still served."""
@@ -45,7 +71,8 @@ class Services:
     load: ActiveLoad
     pool: UpstreamPool
     metrics: Metrics
-    worker_api_key: str | None = None
+    worker_api_key: str | None = field(default=None, repr=False)
+    in_flight: InFlight = field(default_factory=InFlight)
     draining: bool = False
     closing: bool = False
     started_at: float = field(default_factory=time.time)
@@ -64,12 +91,11 @@ class Services:
         """Why requests should not be sent here yet; empty when ready."""
         if self.draining:
             return ["draining: this router is shutting down"]
-        now = time.monotonic()
         reasons = []
         for model_id in self.models:
-            if self.registry.candidates(model_id, now):
-                continue
             workers = self.registry.for_model(model_id)
+            if any(worker.health is HealthState.HEALTHY for worker in workers):
+                continue
             if workers:
                 states = ", ".join(f"{worker.id} is {worker.health.value}" for worker in workers)
                 reasons.append(f"no healthy worker for model {model_id!r}: {states}")

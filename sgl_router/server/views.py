@@ -109,6 +109,8 @@ def _stream(status: RankStatus | None) -> dict[str, Any] | None:
         "restarts": counters.restarts,
         "orphans": counters.orphans,
         "replayed": counters.replayed,
+        "agreement": round(status.agreement.score, 3),
+        "predictions": {outcome.value: count for outcome, count in status.agreement.counts.items()},
         "lag_ms": round(status.lag_secs * 1e3, 1),
         "decode_failures": {reason.value: count for reason, count in counters.failures.items()},
     }

@@ -35,7 +35,7 @@ _DISCOVERY_RETRY_SECS = (1.0, 30.0)
 def worker_api_key(config: Config) -> str | None:
     """The key the workers were started with, from the environment variable that the configuration names."""
     name = config.discovery.worker_api_key_env
-    return os.environ.get(name) if name else None
+    return os.environ.get(name, "").strip() or None if name else None
 
 
 class WorkerManager:

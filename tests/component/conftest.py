@@ -63,6 +63,14 @@ class Rig:
             if worker.publishers and self.worker(number).info.kv_source is not None:
                 for rank in range(worker.config.dp_size):
                     await worker.subscribed(rank=rank)
+        await until(
+            lambda: all(
+                status.connected and status.state.value != "repairing"
+                for worker in self.services.registry.all()
+                for status in self.services.index.status(worker)
+            ),
+            "every event stream is followed",
+        )
 
     async def settled(self) -> None:
         """Everything the workers published is in the index."""

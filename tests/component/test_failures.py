@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 
 import aiohttp
 import pytest
@@ -60,7 +61,8 @@ async def test_a_healed_worker_is_probed_once_and_closes_its_breaker(rig) -> Non
     assert (await fleet.ask()).status == 502
     assert fleet.worker(0).breaker.state is BreakerState.OPEN
     await fleet.workers[0].accept()
-    await fleet.until(lambda: not fleet.services.unready(), "the cool-down is over")
+    breaker = fleet.worker(0).breaker
+    await fleet.until(lambda: breaker.would_allow(time.monotonic()), "the cool-down is over")
     assert (await fleet.ask()).status == 200
     assert fleet.worker(0).breaker.state is BreakerState.CLOSED
 

@@ -134,7 +134,7 @@ async def test_bad_frames_and_odd_sequences_are_reported(make_rig) -> None:
     rig.wake()
     rig.pump.run_once()
     assert rig.failures == [DecodeFailure.FRAME_SHAPE, DecodeFailure.MSGPACK]
-    assert rig.outcomes == [(FrameOutcome.GAP, 8)]
+    assert rig.outcomes == [(FrameOutcome.GAP, 7)]
 
 
 async def test_the_rest_of_a_bad_frame_is_not_applied(make_rig) -> None:

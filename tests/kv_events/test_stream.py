@@ -240,6 +240,7 @@ def test_nothing_queued_before_the_break_ends_the_suspension(follower, queued: s
 def test_a_gap_across_a_reconnect_is_a_gap(follower) -> None:
     warm(follower)
     follower.stream.suspend()
+    follower.stream.reconnected()
     follower.stream.confirm(same_process=True)
     assert follower.send(removed([13]), seq=4) is FrameOutcome.GAP
     assert follower.stream.state is StreamState.UNTRUSTED
@@ -248,6 +249,7 @@ def test_a_gap_across_a_reconnect_is_a_gap(follower) -> None:
 def test_another_process_after_a_reconnect_starts_from_nothing(follower) -> None:
     warm(follower)
     follower.stream.suspend()
+    follower.stream.reconnected()
     follower.stream.confirm(same_process=False)
     assert follower.stream.state is StreamState.WAITING
     assert follower.held == set()

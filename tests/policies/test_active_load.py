@@ -66,18 +66,6 @@ def test_a_guard_may_release_itself_while_expiring(fleet) -> None:
     assert load_of(target) == (0, 0, 0)
 
 
-def test_idle_is_announced_when_the_last_request_ends(fleet) -> None:
-    (target,) = fleet(0)
-    load = ActiveLoad()
-    idle: list[int] = []
-    load.on_idle = lambda: idle.append(len(load))
-    guards = [load.acquire(target, prefill_tokens=0, decode_blocks=0, now=0.0) for _ in range(2)]
-    guards[0].release()
-    assert idle == []
-    guards[1].release()
-    assert idle == [0]
-
-
 def test_a_new_worker_starts_level_with_its_peers() -> None:
     load = ActiveLoad()
     veterans = [Worker(f"http://w{n}:1", WorkerInfo(served_model_name="m")) for n in range(2)]
