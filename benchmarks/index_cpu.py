@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from index_work import Fleet, Wire, frames, quantile, random_tokens, repeat, share
+from index_work import Fleet, Wire, frames, quantile, repeat, root_tokens, share
 
 from sgl_router.kv_events.pump import _pieces
 from sgl_router.kv_events.wire import BlockStored, decode_batch, decode_frame
@@ -106,7 +106,8 @@ class Prompts:
         self.fleet = Fleet(workers, page)
         self.fleet.background(background, rng)
         # One token more than the blocks: an engine always computes the last token itself.
-        self.ids = [np.array(random_tokens(rng, blocks * page + 1), dtype=np.uint32) for _ in range(count)]
+        roots = range(background, background + count)
+        self.ids = [np.array(root_tokens(rng, blocks * page + 1, number), dtype=np.uint32) for number in roots]
         self.expected: dict[int, int] = {}
         for worker in range(workers):
             held = share(scenario, worker, workers, blocks)

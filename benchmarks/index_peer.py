@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from index_cpu import Prompts, apply_once, match_once
-from index_work import Wire, frames, median, random_tokens, share
+from index_work import Wire, frames, median, root_tokens, share
 
 PACKAGE = "ai-dynamo-runtime"
 CHILD = Path(__file__).with_name("index_peer_child.py")
@@ -127,7 +127,7 @@ def match_rows(
             for scenario in ("all", "staircase", "none"):
                 prompts = Prompts(scenario, blocks, count, page, background=background, count=4)
                 rng = np.random.default_rng(1)
-                chains = [(n % count, random_tokens(rng, 512 * page)) for n in range(background // 512)]
+                chains = [(n % count, root_tokens(rng, 512 * page, n)) for n in range(background // 512)]
                 for worker in range(count):
                     held = share(scenario, worker, count, blocks)
                     chains += [(worker, ids[: held * page].tolist()) for ids in prompts.ids if held]

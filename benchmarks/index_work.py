@@ -65,6 +65,11 @@ def random_tokens(rng: np.random.Generator, count: int) -> list[int]:
     return tokens
 
 
+def root_tokens(rng: np.random.Generator, count: int, number: int) -> list[int]:
+    """Tokens of a chain that begins as no chain of another number does: at page 1 random ones would meet by chance."""
+    return [VOCABULARY + number, *random_tokens(rng, count - 1)]
+
+
 def frames(
     blocks: int, *, page: int, workers: int, per_page: bool, seed: int, batch_blocks: int = 0, chain: int = 4
 ) -> list[Wire]:
@@ -76,10 +81,9 @@ def frames(
     out: list[Wire] = []
     for number in range(-(-blocks // size)):
         worker = number % workers
-        hashes, tokens = random_hashes(rng, size), random_tokens(rng, size * page)
+        hashes, tokens = random_hashes(rng, size), root_tokens(rng, size * page, number)
         if sequence[worker] % chain == 0:
             parents[worker] = None
-            tokens[0] = VOCABULARY + number  # no two chains begin with an equal block under different engine hashes
         payload = encode_batch(hashes, parents[worker], tokens, page, per_page=per_page)
         parents[worker] = hashes[-1]
         out.append(Wire(worker, [TOPIC, sequence[worker].to_bytes(8, "big"), payload]))
@@ -111,7 +115,9 @@ class Fleet:
     def background(self, blocks: int, rng: np.random.Generator) -> None:
         """Blocks nobody asks for, so that lookups miss the processor's caches as they would."""
         for number in range(blocks // BACKGROUND_PIECE):
-            self.hold(number % len(self.streams), random_tokens(rng, BACKGROUND_PIECE * self.hasher.page_size), rng)
+            self.hold(
+                number % len(self.streams), root_tokens(rng, BACKGROUND_PIECE * self.hasher.page_size, number), rng
+            )
 
 
 def stored(hashes: Sequence[int], parent: int | None, tokens: Sequence[int], page: int) -> BlockStored:

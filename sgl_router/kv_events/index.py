@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from .agreement import Agreement
+from .bound import MemoryBound
 from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .pump import EventPump, Feed
@@ -158,6 +159,7 @@ class KvIndex:
         replay_idle_secs: float = 2.0,
         resync_secs: float = 30.0,
         expect_ttl_secs: float = 10.0,
+        max_blocks: int = 40_000_000,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.tree = BlockTree()
@@ -185,6 +187,9 @@ class KvIndex:
         self.warm = WarmStart(self.pump)
         self.copying = asyncio.Lock()
         """Held while a rank is copied for a snapshot: one at a time."""
+        self.bound = MemoryBound(max_blocks, self._by_stream.keys)
+        # Not while a rank is copied: what is forgotten under it would make it begin again, for ever in a full index.
+        self.pump.chore = lambda: not self.copying.locked() and self.bound.enforce()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self.totals = IndexTotals()
         self.on_lag: Callable[[float], None] = lambda seconds: None
@@ -457,7 +462,10 @@ class KvIndex:
                 if not first:
                     await asyncio.sleep(0)
                 first = False
-                if not walk.feed(keys):
+                going = walk.feed(keys)
+                if self.bound.watching:
+                    self.bound.matched(keys)
+                if not going:
                     break
             walk.finish()
             for slot, expected in walk.expected_depth.items():
@@ -484,6 +492,10 @@ class KvIndex:
         )
         rank.expectations.add(made)
         return made
+
+    def memory_bytes(self) -> int:
+        """Bytes the blocks take, reckoned from the sizes of the tables: every block held twice counts twice."""
+        return self.tree.memory_bytes() + sum(stream.memory_bytes() for stream in self._by_stream)
 
     # --- views --------------------------------------------------------------------------------------------------
 

@@ -89,6 +89,8 @@ class EventPump:
         self._on_failure = on_failure
         self._on_frame = on_frame
         self._on_batch = on_batch
+        self.chore: Callable[[], bool] = lambda: False
+        """Called once a turn: a bounded piece of upkeep, True while more is to be done."""
         self._ready: deque[Feed] = deque()
         self._scheduled = False
 
@@ -115,6 +117,11 @@ class EventPump:
             feed.job = None
 
     @property
+    def backlog(self) -> int:
+        """Streams with something waiting."""
+        return len(self._ready)
+
+    @property
     def idle(self) -> bool:
         """Whether everything received has been applied and swept."""
         return not self._scheduled
@@ -134,7 +141,7 @@ class EventPump:
         remains = self._tree.sweep(SWEEP_BLOCKS)
         while remains and self._clock() < deadline:
             remains = self._tree.sweep(SWEEP_BLOCKS)
-        return remains or bool(self._ready)
+        return self.chore() or remains or bool(self._ready)
 
     def _turn(self) -> None:
         self._scheduled = False

@@ -6,6 +6,8 @@ engine says its cache is empty; everything it claims after that is witnessed eve
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +99,8 @@ class StreamCounters:
     """Blocks whose parent is unknown: their prefix cannot be named, so they are not indexed."""
     unindexed: int = 0
     """Blocks in a tier or under a key this version cannot name."""
+    forgotten: int = 0
+    """Blocks given up to keep the index within its bound."""
     skipped: int = 0
     """Blocks of events not applied because the stream was untrusted."""
     failures: dict[DecodeFailure, int] = field(default_factory=dict)
@@ -133,6 +137,7 @@ class EventStream:
         self.held: dict[Tier, int] = dict.fromkeys(Tier, 0)
         self.counters = StreamCounters()
         self._blocks: dict[EngineHash, int] = {}
+        self._spared = 0
         self._recent: OrderedDict[int, int] = OrderedDict()
         self._repairing = self._suspended = False
         self._linked = True
@@ -143,6 +148,12 @@ class EventStream:
         # Only dialects up to 0.5.8 fill these two; see _resurrect.
         self._parents: dict[EngineHash, EngineHash | None] = {}
         self._ghosts: OrderedDict[EngineHash, tuple[int, EngineHash | None]] = OrderedDict()
+
+    def memory_bytes(self) -> int:
+        """Bytes of the maps with their 64-bit keys and hashes."""
+        integer = sys.getsizeof(1 << 63)
+        maps = sum(sys.getsizeof(table) for table in (self._blocks, self._parents, self._ghosts, self._recent))
+        return maps + integer * 2 * (len(self._blocks) + len(self._ghosts))
 
     @property
     def blocks_held(self) -> int:
@@ -472,6 +483,32 @@ class EventStream:
                 del blocks[block_hash]
                 self._remember_ghost(block_hash, key)
             self.counters.removed += 1
+
+    def forget(self, count: int, looks: int, recent: Callable[[int], bool]) -> int:
+        """Stop claiming up to `count` blocks, the longest stored first; those that `recent(key)` says were matched
+        lately go round once more. Looks at `looks` blocks at most. Returns how many were forgotten."""
+        blocks = self._blocks
+        doomed: list[tuple[EngineHash, int]] = []
+        spared: list[tuple[EngineHash, int]] = []
+        for block_hash, key in itertools.islice(blocks.items(), looks):
+            (spared if recent(key) else doomed).append((block_hash, key))
+            if len(doomed) == count:
+                break
+        self._spared = 0 if doomed else self._spared + len(spared)
+        if self._spared >= len(blocks):  # all were matched lately, and the bound holds all the same
+            doomed, spared = spared[:count], spared[count:]
+            self._spared = 0
+        for block_hash, key in reversed(doomed):
+            del blocks[block_hash]
+            self._parents.pop(block_hash, None)
+            self._unhold(key)
+        for block_hash, key in spared:
+            del blocks[block_hash]
+            blocks[block_hash] = key
+        if doomed:
+            self.complete = False
+        self.counters.forgotten += len(doomed)
+        return len(doomed)
 
     # --- the split bug of 0.5.6 and 0.5.7 -----------------------------------------------------------------------
     # Splitting a radix node there reports its blocks as removed though they stay cached, then stores a branch whose

@@ -7,8 +7,11 @@ bits of one integer, so a walk narrows every worker at once. Pure, synchronous, 
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+
+from sortedcontainers import SortedList
 
 from .wire import EngineHash, Tier
 
@@ -24,16 +27,14 @@ class BlockTree:
         self._tables: dict[Tier, dict[int, int]] = {tier: {} for tier in Tier}
         # Blocks that a dispatched request will make a slot hold: no tier, never counted as held.
         self._expected: dict[int, int] = {}
-        self._free: list[int] = []
+        self._free: SortedList[int] = SortedList()
         self._next = 0
         self._retired: deque[tuple[int, dict[EngineHash, int]]] = deque()
 
     def acquire(self) -> int:
         """A slot that holds nothing."""
         if self._free:
-            slot = min(self._free)  # low bits keep the holder integers short
-            self._free.remove(slot)
-            return slot
+            return int(self._free.pop(0))  # low bits keep the holder integers short
         self._next += 1
         return self._next - 1
 
@@ -62,7 +63,7 @@ class BlockTree:
                             del table[key]
             if not blocks:
                 self._retired.popleft()
-                self._free.append(slot)
+                self._free.add(slot)
         return bool(self._retired)
 
     def store(self, slot: int, tier: Tier, keys: Iterable[int]) -> int:
@@ -139,6 +140,12 @@ class BlockTree:
     def block_count(self, tier: Tier) -> int:
         """Distinct blocks that at least one slot (retired ones included until swept) holds in `tier`."""
         return len(self._tables[tier])
+
+    def memory_bytes(self) -> int:
+        """Bytes of the tables with their masks; the keys are counted where streams hold them."""
+        tables = (*self._tables.values(), self._expected)
+        mask = sys.getsizeof(1 << max(self._next, 1))
+        return sum(sys.getsizeof(table) + len(table) * mask for table in tables)
 
     def walk(self, slots: int) -> PrefixWalk:
         """Start matching a prompt against the slots whose bits are set in `slots`."""

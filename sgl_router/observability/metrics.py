@@ -226,6 +226,21 @@ class _FleetCollector(Collector):
         for became, value in self._index.warm.outcomes.items():
             ranks.add_metric((became.value,), value)
         yield ranks
+        kept = self._index.bound.blocks
+        yield GaugeMetricFamily("sgl_router_kv_index_blocks", "Blocks the index keeps, per rank.", value=kept)
+        size = self._index.memory_bytes()
+        yield GaugeMetricFamily("sgl_router_kv_index_bytes", "What they take, reckoned from table sizes.", value=size)
+        yield GaugeMetricFamily(
+            "sgl_router_kv_index_bytes_per_block", "The same per block.", value=size / kept if kept else 0.0
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_index_forgotten_blocks",
+            "Blocks forgotten to stay within kv_events.max_blocks.",
+            value=self._index.bound.forgotten,
+        )
+        yield GaugeMetricFamily(
+            "sgl_router_kv_event_backlog_streams", "Streams with events waiting.", value=self._index.pump.backlog
+        )
         yield CounterMetricFamily(
             "sgl_router_kv_event_resyncs", "Times an untrusted stream started over.", value=totals.resyncs
         )

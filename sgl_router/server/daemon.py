@@ -89,6 +89,7 @@ class Daemon:
             replay_idle_secs=events.replay_idle_secs,
             resync_secs=events.resync_secs,
             expect_ttl_secs=events.expect_ttl_secs,
+            max_blocks=events.max_blocks,
         )
         registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
         registry.add_listener(load)

@@ -143,6 +143,8 @@ async def _read_body(request: web.Request, limit: int) -> bytes:
         raise too_large from None
     except asyncio.TimeoutError:
         raise BadRequest(f"the request body was not received within {UPLOAD_SECS:g} s") from None
+    except Exception as error:  # the connection ended, or its framing is broken; aiohttp has several names for that
+        raise BadRequest("the request body broke off before its end") from error
     if len(body) > limit:
         raise too_large
     return body

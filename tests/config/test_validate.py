@@ -199,3 +199,42 @@ def test_files_that_are_not_there_say_where_was_looked(tmp_path: Path, minimal: 
     assert line.endswith("(there is none)")
     (line,) = problems(minimal(k8s(kube_config="kube")), base_dir=tmp_path)
     assert line.startswith("discovery.k8s.kube_config: expected an existing kubeconfig file, got 'kube'")
+
+
+def snapshot(**keys: Any) -> dict[str, Any]:
+    """A valid configuration with index snapshots."""
+    return {"kv_events": {"snapshot": keys}}
+
+
+def test_a_snapshot_file_lies_in_a_folder_that_exists(tmp_path: Path, minimal: Minimal, problems: Problems) -> None:
+    (tmp_path / "state").mkdir()
+    found = parse_config(minimal(snapshot(path="state/index.kv")), base_dir=tmp_path).config.kv_events.snapshot
+    assert found.path == str(tmp_path / "state" / "index.kv")
+    absolute = str(tmp_path / "index.kv")
+    assert parse_config(minimal(snapshot(path=absolute))).config.kv_events.snapshot.path == absolute
+    assert problems(minimal(snapshot(path="no/index.kv")), base_dir=tmp_path) == [
+        "kv_events.snapshot.path: expected the path of a file in an existing folder, got 'no/index.kv' "
+        f"(there is none below {tmp_path} or the working directory)"
+    ]
+    assert problems(minimal(snapshot(path="state")), base_dir=tmp_path) == [
+        "kv_events.snapshot.path: expected the path of a file, got 'state' (it is a folder)"
+    ]
+    assert problems(minimal(snapshot(path="/")), base_dir=tmp_path) == [
+        "kv_events.snapshot.path: expected the path of a file, got '/' (it is a folder)"
+    ]
+
+
+def test_snapshot_peers_are_distinct_urls(minimal: Minimal, problems: Problems) -> None:
+    raw = minimal(snapshot(peers=["http://Router-2:30000/", "http://router-3"]))
+    assert parse_config(raw).config.kv_events.snapshot.peers == ["http://router-2:30000", "http://router-3:80"]
+    assert problems(minimal(snapshot(peers=["http://a", "router-2:30000", "http://a:80"]))) == [
+        "kv_events.snapshot.peers[1]: expected a worker URL like http://host:30000, got 'router-2:30000' "
+        "(the scheme is missing: http://router-2:30000 ?)",
+        "kv_events.snapshot.peers[2]: expected distinct router URLs, got 'http://a:80' "
+        "(the same as kv_events.snapshot.peers[0])",
+    ]
+
+
+def test_snapshots_are_off_unless_asked_for(minimal: Minimal) -> None:
+    found = parse_config(minimal()).config.kv_events.snapshot
+    assert (found.path, found.peers, found.interval_secs, found.fetch_timeout_secs) == (None, [], 60.0, 30.0)

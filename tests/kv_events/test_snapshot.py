@@ -70,14 +70,13 @@ async def written(index: KvIndex, **options: Any) -> bytes:
     return b"".join([chunk async for chunk in encode_snapshot(index, **options)])
 
 
-def knowledge(stream: Any) -> list[Any]:
-    return sorted(
-        (
-            sorted(zip(map(repr, p.hashes), p.keys, p.tiers or bytes(len(p.keys)), map(repr, p.parents or p.keys)))
-            for p in stream.export(1 << 20)
-        ),
-        key=repr,
-    )
+def knowledge(stream: Any) -> set[Any]:
+    """Everything a stream has to know of every block."""
+    found = set()
+    for piece in stream.export(1 << 20):
+        tiers, parents = piece.tiers or bytes(len(piece.keys)), piece.parents or [None] * len(piece.keys)
+        found |= set(zip(piece.hashes, piece.keys, tiers, parents, strict=True))
+    return found
 
 
 async def taken_over(data: bytes, one: Worker) -> KvIndex:
@@ -119,14 +118,15 @@ async def test_every_kind_of_hash_comes_back(index, hashes: list[Any]) -> None:
 async def test_tiers_namespaces_ranks_and_the_secret_come_back(index) -> None:
     one = worker(dp_size=2)
     index.worker_added(one)
-    tell(index, one, stored([1, 2, 3]), stored([1, 2], medium="CPU_PINNED"), stored([3], parent=2, medium="DISK", base=8))
+    tell(index, one, stored([1, 2, 3]), stored([1, 2], medium="CPU_PINNED"))
+    tell(index, one, stored([3], parent=2, medium="DISK", base=2 * PAGE))
     tell(index, one, stored([4, 5], cache_salt="salt"), stored([6], lora_name="adapter"), removed([2]))
     tell(index, one, stored([1], base=77), rank=1)
     data = await written(index, created_at=12.5)
     snapshot = decode_snapshot([data])
     assert (snapshot.created_at, snapshot.secret, snapshot.blocks) == (12.5, index.secret, 7)
     assert [(rank.head.dp_rank, rank.head.cursor, rank.head.complete) for rank in snapshot.ranks] == [
-        (0, 2, True),
+        (0, 3, True),
         (1, 1, True),
     ]
     again = worker(dp_size=2)
@@ -217,6 +217,20 @@ async def test_blocks_that_change_under_a_copy_make_it_begin_again(index) -> Non
     for event in decode_batch(payload(removed([20_000]))).events:
         feed.stream.apply(event)  # not by a frame: as if something forgot a block to save memory
     assert decode_snapshot([await writing]).blocks == 19_999
+
+
+async def test_a_full_index_is_copied_too() -> None:
+    index, one = KvIndex(max_blocks=5_000), worker()
+    index.worker_added(one)
+    tell(index, one, stored(list(range(1, 20_001))))
+    assert decode_snapshot([await written(index)]).blocks > 5_000
+    while not index.pump.idle:
+        await asyncio.sleep(0)
+    index.pump.schedule()
+    while not index.pump.idle:
+        await asyncio.sleep(0)
+    assert stream_of(index, one).blocks_held == 5_000
+    index.close()
 
 
 async def test_a_cancelled_copy_leaves_nothing_behind(index) -> None:

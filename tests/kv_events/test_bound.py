@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sgl_router.kv_events.bound import MemoryBound
+
+
+def chain(start: int, count: int) -> dict[str, object]:
+    return {
+        "type": "BlockStored",
+        "block_hashes": list(range(start + 1, start + count + 1)),
+        "parent_block_hash": None,
+        "token_ids": list(range(start, start + count)),
+        "block_size": 1,
+        "medium": "GPU",
+    }
+
+
+def prompt(start: int, count: int) -> list[int]:
+    return [*range(start, start + count), 0]
+
+
+@pytest.fixture
+def rig(make_follower: Any) -> Any:
+    follower = make_follower(1)
+    return follower, MemoryBound(100, lambda: [follower.stream])
+
+
+def match(follower: Any, bound: MemoryBound, start: int, count: int) -> int:
+    import numpy as np
+
+    for keys in follower.stream.hasher.prompt(np.array(prompt(start, count), dtype=np.uint32)):
+        bound.matched(keys)
+    return int(follower.depth(prompt(start, count)))
+
+
+def test_under_half_of_the_bound_nothing_is_watched(rig: Any) -> None:
+    follower, bound = rig
+    follower.send(chain(0, 40))
+    assert not bound.enforce()
+    assert not bound.watching
+    follower.send(chain(1000, 20))
+    assert not bound.enforce()
+    assert bound.watching
+
+
+def test_the_longest_unmatched_is_forgotten_first(rig: Any) -> None:
+    follower, bound = rig
+    for start in range(0, 9000, 1000):
+        follower.send(chain(start, 10))
+    bound.enforce()
+    for start in (0, 2000):
+        match(follower, bound, start, 10)
+    follower.send(chain(9000, 30))
+    while bound.enforce():
+        pass
+    assert bound.blocks <= 100
+    assert bound.forgotten == 20
+    assert not follower.stream.complete
+    kept = {start for start in range(0, 9000, 1000) if follower.depth(prompt(start, 10)) == 10}
+    assert {0, 2000} <= kept
+    assert 1000 not in kept
+    assert follower.depth(prompt(9000, 30)) == 30
+
+
+def test_counts_stay_true_and_later_events_do_no_harm(rig: Any) -> None:
+    follower, bound = rig
+    for start in range(0, 15_000, 1000):
+        follower.send(chain(start, 10))
+    while bound.enforce():
+        pass
+    stream = follower.stream
+    assert stream.blocks_held == 100
+    assert len(follower.held) == sum(stream.held.values()) == 100
+    follower.send({"type": "BlockRemoved", "block_hashes": list(range(1, 20_000))})
+    assert follower.held == set()
+    assert stream.blocks_held == 0
+    assert sum(stream.held.values()) == 0
+
+
+def test_the_bound_holds_though_everything_was_matched(rig: Any) -> None:
+    follower, bound = rig
+    follower.send(chain(0, 90))
+    bound.enforce()
+    match(follower, bound, 0, 90)
+    follower.send(chain(1000, 90))
+    match(follower, bound, 1000, 90)
+    for _ in range(500):
+        if not bound.enforce():
+            break
+    assert bound.blocks <= 100
+
+
+def test_the_largest_stream_pays(make_follower: Any) -> None:
+    small, large = make_follower(1), make_follower(1)
+    bound = MemoryBound(100, lambda: [small.stream, large.stream])
+    small.send(chain(0, 20))
+    large.send(chain(0, 120))
+    while bound.enforce():
+        pass
+    assert small.stream.blocks_held == 20
+    assert large.stream.blocks_held == 80

@@ -1,0 +1,75 @@
+"""The snapshot endpoint and a client that stops reading."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from sgl_router.kv_events import KvIndex
+from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.server.snapshots import SNAPSHOT_PATH, snapshot_route
+from sgl_router.workers import KvEventSource, Worker, WorkerInfo
+
+BLOCKS = 500_000
+
+
+@pytest.fixture
+async def index():
+    """Too much for any socket's buffers."""
+    index = KvIndex()
+    source = KvEventSource(host="127.0.0.1", port_base=1)
+    worker = Worker("http://w:1", WorkerInfo(served_model_name="m", started_at="then", kv_source=source))
+    index.worker_added(worker)
+    (status,) = index.status(worker)
+    stored = {
+        "type": "BlockStored",
+        "block_hashes": list(range(1, BLOCKS + 1)),
+        "parent_block_hash": None,
+        "token_ids": list(range(BLOCKS)),
+        "block_size": 1,
+        "medium": "GPU",
+    }
+    payload = msgspec.msgpack.encode([1.0, [stored], 0])
+    status.stream.observe(Frame(0, payload))
+    for event in decode_batch(payload).events:
+        status.stream.apply(event)
+    yield index
+    index.close()
+
+
+async def test_a_client_that_stops_reading_is_cut_off_and_the_next_is_served(index) -> None:
+    app = web.Application()
+    app.router.add_get(SNAPSHOT_PATH, snapshot_route(index, stall_secs=0.1))
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    loop = asyncio.get_running_loop()
+
+    async def ask() -> socket.socket:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, runner.addresses[0])
+        await loop.sock_sendall(client, f"GET {SNAPSHOT_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        return client
+
+    stuck = await ask()
+    await loop.sock_recv(stuck, 16)
+    await asyncio.sleep(0)
+    for _ in range(400):
+        if index.copying.locked():
+            await asyncio.sleep(0.005)
+    with pytest.raises(ConnectionResetError):
+        for _ in range(400):
+            stuck.send(b"x")  # not read by anybody, refused once the connection is gone
+            await asyncio.sleep(0.02)
+    stuck.close()
+    again = await ask()
+    assert (await asyncio.wait_for(loop.sock_recv(again, 15), 5.0)) == b"HTTP/1.1 200 OK"
+    again.close()
+    await runner.cleanup()
