@@ -46,6 +46,15 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def peak() -> int:
+    """Most bytes resident so far. getrusage would count the parent's too, from before the exec."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def trim() -> None:
     """Hand freed memory back, so that what is left is in use."""
     gc.collect()
@@ -83,7 +92,7 @@ def hold(blocks: int, workers: int, shape: str) -> dict[str, float]:
         "held": sum(stream.blocks_held for stream in fleet.streams) - already,
         "distinct": fleet.tree.block_count(Tier.GPU) - already,
         "bytes": used,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
+        "peak": peak() - before,
         "collect": collect,
         "slowest": slowest,
     }

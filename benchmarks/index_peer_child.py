@@ -114,6 +114,7 @@ class Match:
             start = clock()
             self.tree.find_matches(keys)
             walked.append(clock() - start)
+            tokens = self.prompts[(number + len(self.prompts) // 2) % len(self.prompts)]  # as in our half
             start = clock()
             scores = self.tree.find_matches(compute_block_hash_for_seq(tokens, self.page)[:blocks]).scores
             matched.append(clock() - start)

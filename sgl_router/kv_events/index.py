@@ -17,6 +17,7 @@ from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .pump import EventPump, Feed
 from .repair import Repairer, RepairOutcome
+from .replay import replay
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .subscriber import Subscriber, make_context
 from .tree import BlockTree
@@ -282,9 +283,9 @@ class KvIndex:
             rank.repairer = Repairer(
                 feed,
                 self.pump,
-                endpoint,
-                idle_secs=self._replay_idle_secs,
-                max_message_bytes=self._max_bytes,
+                lambda start: replay(
+                    endpoint, start, idle_secs=self._replay_idle_secs, max_message_bytes=self._max_bytes
+                ),
                 finished=lambda outcome: self._repaired(rank, outcome),
             )
             feed.repair = lambda outcome: rank.repairer.start() if rank.repairer is not None else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from enum import Enum
 
 import structlog
 
 from .pump import EventPump, Feed
-from .replay import ReplayEnd, replay
+from .replay import ReplayEnd
 from .wire import Frame
 
 __all__ = ["RepairOutcome", "Repairer"]
@@ -33,7 +33,7 @@ class RepairOutcome(str, Enum):
 
 
 class Repairer:
-    """Owns a feed while frames are replayed: live frames wait in their socket meanwhile.
+    """Owns a feed while frames are replayed: live frames wait in their socket meanwhile. `fetch(start)` is a replay.
 
     Exactly once: a live frame that was replayed too carries a number already accounted for and the same bytes, so the
     stream drops it. In order: the feed applies its inbox before it reads the socket again.
@@ -43,17 +43,13 @@ class Repairer:
         self,
         feed: Feed,
         pump: EventPump,
-        endpoint: str,
+        fetch: Callable[[int], AsyncGenerator[Frame | ReplayEnd, None]],
         *,
-        idle_secs: float,
-        max_message_bytes: int,
         finished: Callable[[RepairOutcome], None],
     ) -> None:
         self._feed = feed
         self._pump = pump
-        self._endpoint = endpoint
-        self._idle_secs = idle_secs
-        self._max_bytes = max_message_bytes
+        self._fetch = fetch
         self._finished = finished
         self._task: asyncio.Task[None] | None = None
         self._again = False
@@ -98,8 +94,7 @@ class Repairer:
             start = self._feed.stream.expected
             end = ReplayEnd.TIMEOUT
             first = True
-            frames = replay(self._endpoint, start or 0, idle_secs=self._idle_secs, max_message_bytes=self._max_bytes)
-            async with contextlib.aclosing(frames):
+            async with contextlib.aclosing(self._fetch(start or 0)) as frames:
                 async for item in frames:
                     if not isinstance(item, Frame):
                         end = item
