@@ -113,6 +113,8 @@ class Repairer:
                         await self._drain()
             await self._drain()
             if end is ReplayEnd.COMPLETE:
+                if self._feed.stream.expected is None:
+                    self._feed.stream.nothing_published()
                 return outcome
             if end is not ReplayEnd.HOLE:
                 log.warning("kv event replay broke off", end=end.value, next_seq=self._feed.stream.expected)

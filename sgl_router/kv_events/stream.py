@@ -256,6 +256,11 @@ class EventStream:
             self._contiguous = True
         self._refresh()
 
+    def nothing_published(self) -> None:
+        """The replay buffer is empty: the first frame will be number 0, and if it is not, frames are missing."""
+        self.expected = 0
+        self._begin(complete=True)
+
     def history_lost(self, first: int) -> None:
         """The replay begins at `first`, later than what was asked for: start over there, from nothing."""
         self.counters.history_lost += 1
