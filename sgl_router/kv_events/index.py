@@ -193,8 +193,6 @@ class KvIndex:
         self.pump.chore = lambda: not self.copying.locked() and self.bound.enforce()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self.totals = IndexTotals()
-        self.on_lag: Callable[[float], None] = lambda seconds: None
-        """Called per live batch with the time from its publication (the worker's clock) to now, in seconds."""
         self.on_reconnect: Callable[[Worker], None] = lambda worker: None
         """Called when a worker whose blocks were known is back on the line: find out who it is and `confirm` it."""
 
@@ -439,7 +437,6 @@ class KvIndex:
                 expectation.end()
         if stream.state is not StreamState.REPAIRING:
             rank.lag_secs = max(0.0, self._wall_clock() - ts)
-            self.on_lag(rank.lag_secs)
 
     # --- prompts ------------------------------------------------------------------------------------------------
 

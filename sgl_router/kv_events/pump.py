@@ -12,7 +12,7 @@ import structlog
 
 from .stream import EventStream, FrameOutcome
 from .tree import BlockTree
-from .wire import BlockRemoved, BlockStored, DecodeFailure, Event, Frame, WireError, decode_batch, decode_frame
+from .wire import END_SEQ, BlockRemoved, BlockStored, DecodeFailure, Event, Frame, WireError, decode_batch, decode_frame
 
 __all__ = ["EventPump", "Feed", "FeedJob", "FrameSource"]
 
@@ -200,6 +200,10 @@ class EventPump:
 
     def _take(self, feed: Feed, frame: Frame, *, repairable: bool) -> None:
         stream = feed.stream
+        if frame.seq == END_SEQ:  # the publisher's last word: nothing it said holds any longer
+            stream.restarted()
+            self._on_frame(stream, FrameOutcome.RESTART, 0)
+            return
         known_missing = stream.counters.missing
         outcome = stream.observe(frame, repairable=repairable)
         if outcome is not FrameOutcome.NEXT:

@@ -15,11 +15,9 @@ from enum import Enum
 import zmq
 import zmq.asyncio
 
-from .wire import Frame
+from .wire import END_SEQ, Frame
 
 __all__ = ["ReplayEnd", "replay"]
-
-END_SEQ = 2**64 - 1
 
 
 class ReplayEnd(str, Enum):

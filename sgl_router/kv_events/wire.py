@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 __all__ = [
+    "END_SEQ",
     "BlockRemoved",
     "BlockStored",
     "BlocksCleared",
@@ -29,6 +30,8 @@ __all__ = [
 
 EngineHash = int | bytes
 
+# -1: ends a replay, and a publisher's stream.
+END_SEQ = 2**64 - 1
 MAX_EVENTS_PER_BATCH = 262_144
 MAX_BLOCK_SIZE = 65_536
 

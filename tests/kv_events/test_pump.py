@@ -173,3 +173,15 @@ async def test_retired_slots_are_swept_between_events(make_rig) -> None:
     while rig.pump.run_once():
         pass
     assert list(rig.tree.holdings(slot)) == []
+
+
+async def test_an_end_marker_on_the_live_stream_resets_the_rank(make_rig) -> None:
+    rig = make_rig(2)
+    for number in range(2):
+        rig.queue(number).put(chain(3))
+    rig.queue(0).put(seq=2**64 - 1)
+    rig.wake()
+    rig.pump.run_once()
+    assert [feed.stream.blocks_held for feed in rig.feeds] == [0, 3]
+    assert rig.outcomes == [(FrameOutcome.RESTART, 0)]
+    assert rig.feeds[0].stream.expected is None

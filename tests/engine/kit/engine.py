@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kit.ports import MAX_RANKS, PortBlock
 from kit.processes import ChildGroup
@@ -29,6 +30,7 @@ class Engine(WorkerClient):
 
     Its ports are its own from construction to `close()`, so `kill()` and `start()` bring it back in the same place.
     `flags` are further SGLang arguments and win over the ones written here; `extra_env` likewise.
+    `publisher` are further keys of the events' configuration (`hwm`, `buffer_steps`).
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Engine(WorkerClient):
         api_key: str | None = None,
         flags: Sequence[str] = (),
         extra_env: Mapping[str, str] | None = None,
+        publisher: Mapping[str, Any] | None = None,
         log_dir: Path | None = None,
     ) -> None:
         if not 1 <= dp_size <= MAX_RANKS:
@@ -61,6 +64,7 @@ class Engine(WorkerClient):
             *flags,
         ]
         self._extra_env = dict(extra_env or {})
+        self._publisher = dict(publisher or {})
         self.log_path = (log_dir or environment.logs) / f"engine-{self.ports.http}.log"
         self.log_path.unlink(missing_ok=True)
         self._group: ChildGroup | None = None
@@ -74,6 +78,7 @@ class Engine(WorkerClient):
             "bind": True,  # with an address other than a wildcard the publisher would connect instead
             "endpoint": f"tcp://127.0.0.1:{self.ports.kv}",
             "replay_endpoint": f"tcp://127.0.0.1:{self.ports.replay}",
+            **self._publisher,
         }
         return [
             str(self.environment.python), "-m", "sglang.launch_server",

@@ -24,7 +24,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._held: list[set[int]] = [set() for _ in endpoints]
         self._next_seq: list[int | None] = [None] * len(endpoints)
-        self._frames = self._removed = self._gaps = 0
+        self._frames = self._events = self._removed = self._gaps = 0
         self._closing = threading.Event()
         self._context = zmq.Context()
         sockets = []
@@ -47,6 +47,17 @@ class Ledger:
     def frames(self) -> int:
         with self._lock:
             return self._frames
+
+    @property
+    def events(self) -> int:
+        """Events so far; a frame is a batch of them."""
+        with self._lock:
+            return self._events
+
+    def next_seq(self) -> list[int | None]:
+        """The number each rank's next frame will have; None where nothing was heard."""
+        with self._lock:
+            return list(self._next_seq)
 
     @property
     def removed(self) -> int:
@@ -83,7 +94,9 @@ class Ledger:
         self._next_seq[rank] = seq + 1
         self._frames += 1
         held = self._held[rank]
-        for event in msgspec.msgpack.decode(payload)[1]:
+        events = msgspec.msgpack.decode(payload)[1]
+        self._events += len(events)
+        for event in events:
             kind, hashes, medium = _fields(event)
             if kind == "AllBlocksCleared":
                 held.clear()

@@ -57,6 +57,27 @@ def _number(text: str | None) -> int | None:
 
 
 @dataclass(frozen=True)
+class StreamView:
+    """What the router says of one rank's event stream."""
+
+    raw: Mapping[str, Any]
+
+    @property
+    def witnessed(self) -> bool:
+        """Its claims are in use, and they are all that the engine holds."""
+        return self.raw["state"] == "live" and bool(self.raw["complete"])
+
+    @property
+    def next_seq(self) -> int | None:
+        number = self.raw["next_seq"]
+        return None if number is None else int(number)
+
+    def count(self, what: str) -> int:
+        """`frames`, `gaps`, `missing`, `replayed`, `restarts`."""
+        return int(self.raw[what])
+
+
+@dataclass(frozen=True)
 class WorkerView:
     """One entry of GET /workers."""
 
@@ -84,8 +105,14 @@ class WorkerView:
 
     def blocks(self) -> list[int]:
         """Device blocks the index holds, per rank."""
-        ranks = sorted(self.raw["ranks"], key=lambda rank: rank["dp_rank"])
-        return [int(rank["blocks"].get("GPU", 0)) for rank in ranks]
+        return [int(rank["blocks"].get("GPU", 0)) for rank in self._ranks()]
+
+    def streams(self) -> list[StreamView]:
+        """The event stream of each rank."""
+        return [StreamView(rank["stream"]) for rank in self._ranks()]
+
+    def _ranks(self) -> list[Mapping[str, Any]]:
+        return sorted(self.raw["ranks"], key=lambda rank: int(rank["dp_rank"]))
 
 
 def cached_tokens(usage: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,12 @@ class Fleet:
         for ledger in self._ledgers.values():
             ledger.close()
 
+    def behind(self, router: Router) -> Fleet:
+        """The same workers and ledgers seen through another router. Nothing is flushed, and nothing is to be closed."""
+        seen = copy.copy(self)
+        seen.router = router
+        return seen
+
     def ledger(self, worker: WorkerClient) -> Ledger:
         return self._ledgers[worker.url]
 
@@ -114,6 +121,25 @@ class Fleet:
                 return _soon(lambda: all(counts()))
 
             until(live, f"events of rank {rank} of {worker.url} at the router", timeout=20)
+
+    def await_witnessed(self, worker: WorkerClient, timeout: float = 30.0) -> WorkerView:
+        """Return once every stream of the worker is live, complete, and as far as the worker has published."""
+
+        def witnessed() -> WorkerView | None:
+            view = self.router.workers().get(worker.url)
+            if view is None or not view.healthy:
+                return None
+            streams, published = view.streams(), self.ledger(worker).next_seq()
+            level = all(s.witnessed and s.next_seq == seq for s, seq in zip(streams, published, strict=True))
+            return view if level else None
+
+        try:
+            view = until(witnessed, f"streams of {worker.url} live and complete", timeout)
+        except AssertionError as error:
+            seen = [dict(stream.raw) for stream in self.view(worker).streams()]
+            raise AssertionError(f"{error}; published {self.ledger(worker).next_seq()}, router: {seen}") from None
+        assert view is not None
+        return view
 
     def await_idle(self) -> None:
         for worker in self.workers:

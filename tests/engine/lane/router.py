@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,14 @@ class Router:
     """`python -m sgl_router --config FILE` in front of the given workers."""
 
     def __init__(
-        self, folder: Path, *, model: str, tokenizer: str, urls: Sequence[str], api_key: str | None = None
+        self,
+        folder: Path,
+        *,
+        model: str,
+        tokenizer: str,
+        urls: Sequence[str],
+        api_key: str | None = None,
+        kv_events: Mapping[str, Any] | None = None,
     ) -> None:
         self._ports = PortBlock()
         self.url = f"http://127.0.0.1:{self._ports.http}"
@@ -56,6 +64,7 @@ class Router:
             ],
             "discovery": discovery,
             "health": {"interval_secs": 1, "timeout_secs": 2, "failure_threshold": 3, "success_threshold": 1},
+            "kv_events": dict(kv_events or {}),
         }
         self._config = folder / "router.yaml"
         self._config.write_text(yaml.safe_dump(config, sort_keys=False))
@@ -86,6 +95,17 @@ class Router:
         self.close()
         assert status is not None, "the router did not end within 15 s of SIGTERM"
         return status
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """SIGSTOP, and SIGCONT at the end: nothing of the router runs, its sockets stay open."""
+        assert self._process is not None, "the router was not started"
+        process = self._process
+        process.signal_leader(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.signal_leader(signal.SIGCONT)
 
     def close(self) -> None:
         if self._process is not None:
