@@ -88,9 +88,9 @@ async def test_every_dialect_of_the_engine_predicts_exactly(rig, dialect: str) -
 @pytest.mark.parametrize(("page", "bigram"), [(1, False), (64, False), (128, False), (16, True), (1, True)])
 async def test_page_sizes_and_eagle_pairs_predict_exactly(rig, page: int, bigram: bool) -> None:
     fleet = await rig(worker={"page_size": page, "bigram": bigram})
-    await fleet.ask(LONG + "a")
+    await fleet.ask(LONG * 3 + "a")
     await fleet.settled()
-    answer = await fleet.ask(LONG + "b")
+    answer = await fleet.ask(LONG * 3 + "b")
     predicted = int(answer.decision["matched"]) * int(answer.decision["page"])
     assert predicted == answer.json["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
 
