@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import signal
+import socket
 import sys
 
 from sgl_router.config import (
@@ -76,12 +77,23 @@ async def _demo(options: argparse.Namespace) -> int:
 
 def _config(options: argparse.Namespace, urls: list[str]) -> Config:
     return Config(
-        server=ServerConfig(port=options.port),
+        server=ServerConfig(port=_usual_port() if options.port is None else options.port),
         observability=ObservabilityConfig(),
         models=[ModelConfig(id=MODEL, tokenizer_path=EMBEDDED_TOKENIZER_PATH, policy=PolicyName(options.policy))],
         discovery=DiscoveryConfig(static_urls=StaticUrlsConfig(urls=urls)),
         health=HealthConfig(interval_secs=1.0),
     )
+
+
+def _usual_port() -> int:
+    """30000, or any where somebody else has that."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", 30000))
+        except OSError:
+            return 0
+    return 30000
 
 
 async def _until_ready(daemon: Daemon) -> None:

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=_count, default=2, metavar="N", help="mock workers (default 2)")
-    parser.add_argument("--port", type=int, default=30000, help="the router's port, 0 for any (default 30000)")
+    parser.add_argument("--port", type=_port, help="the router's port, 0 for any (default 30000, any if that is taken)")
     parser.add_argument("--drive", action="store_true", help="send a short multi-turn workload, report, and exit")
     parser.add_argument("--conversations", type=_count, default=6, metavar="N", help="with --drive (default 6)")
     parser.add_argument("--turns", type=_count, default=4, metavar="N", help="with --drive (default 4)")
@@ -68,6 +68,13 @@ def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
         default="cache_aware_zmq",
         help="the router's policy (default cache_aware_zmq)",
     )
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{value} is not in 0..65535")
+    return value
 
 
 def _count(text: str) -> int:

@@ -128,3 +128,13 @@ class Router:
         reply = self.call("/workers")
         assert reply.status == 200, f"GET /workers: {reply}"
         return {view.url: view for view in map(WorkerView, reply.json()["workers"])}
+
+    def metric(self, series: str) -> float:
+        """The value of one series of /metrics, written as it is there, labels included; 0 where it is not."""
+        reply = self.call("/metrics")
+        assert reply.status == 200, f"GET /metrics: {reply}"
+        for line in reply.body.decode().splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == series:
+                return float(value)
+        return 0.0
