@@ -20,7 +20,7 @@ AFTER_FIRST_BYTE_SECS = 1.0
 class Expectation:
     """One dispatched prompt's blocks on one slot."""
 
-    __slots__ = ("_done", "_fresh", "_slot", "_timer", "_tree", "last_key")
+    __slots__ = ("_done", "_slot", "_timer", "_tree", "keys")
 
     def __init__(
         self,
@@ -33,14 +33,10 @@ class Expectation:
     ) -> None:
         self._tree = tree
         self._slot = slot
-        self._fresh = tree.expect(slot, keys)
+        tree.expect(slot, keys)
         self._done: Callable[[Expectation], None] | None = done
-        self.last_key = keys[-1]
+        self.keys = keys
         self._timer = asyncio.get_running_loop().call_later(ttl_secs, self.end)
-
-    def __len__(self) -> int:
-        """Blocks that this request alone makes expected."""
-        return len(self._fresh)
 
     def first_byte(self) -> None:
         """The prompt is computed: its events are on their way, or the engine publishes none."""
@@ -54,6 +50,5 @@ class Expectation:
         if done is None:
             return
         self._timer.cancel()
-        self._tree.unexpect(self._slot, self._fresh)
-        self._fresh = []
+        self._tree.unexpect(self._slot, self.keys)
         done(self)

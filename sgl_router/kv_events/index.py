@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
+import zmq
+import zmq.asyncio
 
 from .agreement import Agreement
 from .bound import MemoryBound
@@ -17,17 +20,16 @@ from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .pump import EventPump, Feed
 from .repair import Repairer, RepairOutcome
-from .replay import replay
+from .replay import ReplayEnd, replay
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .subscriber import Subscriber, make_context
 from .tree import BlockTree
 from .warm import WarmStart
-from .wire import DecodeFailure, WireError
+from .wire import DecodeFailure, Frame, WireError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    import zmq
 
     from sgl_router.workers import KvEventSource, Target, Worker
 
@@ -38,7 +40,10 @@ __all__ = ["KvIndex", "MatchedPrefix", "PromptMatch", "RankStatus"]
 log = structlog.get_logger(__name__)
 
 _PIECE_BLOCKS = 1_024
+_REPLAYS_AT_ONCE = 8
 _MAX_RESYNC_SECS = 600.0
+_WARMING_SECS = 10.0
+_FORGIVEN_SECS = 3_600.0
 _MAX_EXPECTED_BLOCKS = 8_192
 # A stream that has not said anything holds nothing, but may be expected to.
 _MATCHED = (StreamState.LIVE, StreamState.WAITING)
@@ -52,6 +57,8 @@ class MatchedPrefix(NamedTuple):
     device_blocks: int
     page_size: int
     expected_blocks: int = 0
+    epoch: int | None = None
+    """Of the stream's claims, for `KvIndex.reported`."""
 
     @property
     def tokens(self) -> int:
@@ -117,7 +124,9 @@ class _Rank:
         self.repairer: Repairer | None = None
         self.resync: asyncio.TimerHandle | None = None
         self.resyncs = 0
+        self.resynced_at = 0.0
         self.lag_secs = 0.0
+        self.warm_by = asyncio.get_running_loop().time() + _WARMING_SECS
         self.slot = stream.slot
         self.expectations: set[Expectation] = set()
         self.agreement = Agreement()
@@ -190,8 +199,10 @@ class KvIndex:
         """Held while a rank is copied for a snapshot: one at a time."""
         self.bound = MemoryBound(max_blocks, self._by_stream.keys)
         # Not while a rank is copied: what is forgotten under it would make it begin again, for ever in a full index.
-        self.pump.chore = lambda: not self.copying.locked() and self.bound.enforce()
+        self.pump.chore = lambda busy: not self.copying.locked() and self.bound.chore(busy)
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+        self._replay_context: zmq.asyncio.Context | None = None
+        self._replays = asyncio.Semaphore(_REPLAYS_AT_ONCE)
         self.totals = IndexTotals()
         self.on_reconnect: Callable[[Worker], None] = lambda worker: None
         """Called when a worker whose blocks were known is back on the line: find out who it is and `confirm` it."""
@@ -241,6 +252,9 @@ class KvIndex:
         if self._context is not None:
             self._context.term()
             self._context = None
+        if self._replay_context is not None:
+            self._replay_context.destroy(linger=0)
+            self._replay_context = None
 
     # --- snapshots ----------------------------------------------------------------------------------------------
 
@@ -281,15 +295,29 @@ class KvIndex:
             rank.repairer = Repairer(
                 feed,
                 self.pump,
-                lambda start: replay(
-                    endpoint, start, idle_secs=self._replay_idle_secs, max_message_bytes=self._max_bytes
-                ),
+                lambda start: self._replay(endpoint, start),
                 finished=lambda outcome: self._repaired(rank, outcome),
             )
             feed.repair = lambda outcome: rank.repairer.start() if rank.repairer is not None else None
             # What the worker published before we came is replayed first, as soon as the live socket is connected:
             # nothing can then fall between the two.
             feed.paused = True
+
+    async def _replay(self, endpoint: str, start: int) -> AsyncGenerator[Frame | ReplayEnd, None]:
+        """One of a few replays at a time: each may bring a whole buffer, and its receiving side is unbounded."""
+        if self._replay_context is None:
+            # Not the event sockets' context: its I/O thread must not be busy with history while events come in.
+            self._replay_context = zmq.asyncio.Context()
+        frames = replay(
+            self._replay_context,
+            endpoint,
+            start,
+            idle_secs=self._replay_idle_secs,
+            max_message_bytes=self._max_bytes,
+        )
+        async with self._replays, contextlib.aclosing(frames):
+            async for item in frames:
+                yield item
 
     def _connection(self, rank: _Rank, connected: bool) -> None:
         if not connected:
@@ -324,11 +352,12 @@ class KvIndex:
         self._dirty.add(rank.target.worker.model_id)
         if stream.state is StreamState.UNTRUSTED and rank.resync is None:
             # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
+            now = asyncio.get_running_loop().time()
+            if now - rank.resynced_at > _FORGIVEN_SECS:
+                rank.resyncs = 0
             first = stream.untrusted_for is Untrust.DISAGREEMENT and not rank.resyncs
-            delay = 0.0 if first else min(self._resync_secs * 2**rank.resyncs, _MAX_RESYNC_SECS)
+            delay = 0.0 if first else min(self._resync_secs * 2 ** min(rank.resyncs, 10), _MAX_RESYNC_SECS)
             rank.resync = asyncio.get_running_loop().call_later(delay, self._resync, rank)
-        elif stream.state is StreamState.LIVE and stream.complete:
-            rank.resyncs = 0
 
     def _resync(self, rank: _Rank) -> None:
         """An untrusted stream starts over: from the replay buffer, or, where that cannot help, from what comes next."""
@@ -337,6 +366,9 @@ class KvIndex:
         if stream.state is not StreamState.UNTRUSTED:
             return
         rank.resyncs += 1
+        rank.resynced_at = asyncio.get_running_loop().time()
+        if rank.feed is not None:
+            rank.feed.pending = iter(())
         replayable = rank.repairer is not None and stream.untrusted_for is not Untrust.DECODE
         self.totals.resyncs += 1
         log.info(
@@ -350,11 +382,14 @@ class KvIndex:
         if replayable and rank.repairer is not None:
             rank.repairer.start()
 
-    def reported(self, target: Target, predicted: int, reported: int) -> None:
+    def reported(self, target: Target, predicted: int, reported: int, epoch: int | None = None) -> None:
         """A worker told how many prompt tokens it had cached. Where its reports keep contradicting the index, forget
-        what this rank claims and start over: an idle engine that lost its cache without a word is found this way."""
+        what this rank claims and start over: an idle engine that lost its cache without a word is found this way.
+
+        `epoch`: of the match the prediction came from; one made before the index itself forgot is not held against it.
+        """
         rank = self._by_target.get(target)
-        if rank is None or rank.stream.state is not StreamState.LIVE:
+        if rank is None or rank.stream.state is not StreamState.LIVE or epoch not in (None, rank.stream.epoch):
             return
         if rank.agreement.report(predicted, reported):
             log.warning(
@@ -372,7 +407,13 @@ class KvIndex:
         process all the same: its streams start over."""
         for rank in self._ranks.get(worker, ()):
             if rank.subscriber is not None and rank.subscriber.connected:
-                rank.stream.confirm(same_process=worker.info.started_at is not None)
+                same = worker.info.started_at is not None
+                if not same and rank.feed is not None:
+                    rank.feed.pending = iter(())
+                suspended = rank.stream.state is StreamState.SUSPENDED
+                rank.stream.confirm(same_process=same)
+                if not same and suspended and rank.repairer is not None:
+                    rank.repairer.start()  # what was replayed before went with the old claims
 
     def _hasher(self, page_size: int, bigram: bool) -> BlockHasher:
         kind = (page_size, bigram)
@@ -433,7 +474,7 @@ class KvIndex:
         if rank is None:
             return
         for expectation in list(rank.expectations):
-            if self.tree.holds(stream.slot, expectation.last_key):
+            if self.tree.holds(stream.slot, expectation.keys[-1]):
                 expectation.end()
         if stream.state is not StreamState.REPAIRING:
             rank.lag_secs = max(0.0, self._wall_clock() - ts)
@@ -471,7 +512,7 @@ class KvIndex:
                 # While we yielded the stream may have lost its trust or what it held: then it claims nothing.
                 if rank.stream.epoch == epoch and rank.stream.state in _MATCHED:
                     depth, device = walk.depth.get(slot, 0), walk.device_depth.get(slot, 0)
-                    found[rank.target] = MatchedPrefix(depth, device, hasher.page_size, expected)
+                    found[rank.target] = MatchedPrefix(depth, device, hasher.page_size, expected, epoch)
         return PromptMatch(found, totals)
 
     def expect(
@@ -497,6 +538,14 @@ class KvIndex:
 
     # --- views --------------------------------------------------------------------------------------------------
 
+    def warming(self, worker: Worker) -> bool:
+        """Whether a new worker's history is still being replayed, for a bounded time after it came."""
+        loop = asyncio.get_running_loop()
+        return any(
+            rank.repairer is not None and not rank.repairer.finished_once and loop.time() < rank.warm_by
+            for rank in self._ranks.get(worker, ())
+        )
+
     def status(self, worker: Worker) -> list[RankStatus]:
         """One entry per followed rank; empty for a worker without events."""
         return [
@@ -511,7 +560,7 @@ class KvIndex:
                 page_size=rank.stream.hasher.page_size,
                 bigram=rank.stream.hasher.bigram,
                 blocks={tier.value: count for tier, count in rank.stream.held.items() if count},
-                expected_blocks=sum(len(expectation) for expectation in rank.expectations),
+                expected_blocks=len({key for expectation in rank.expectations for key in expectation.keys}),
                 lag_secs=rank.lag_secs,
                 agreement=rank.agreement,
                 stream=rank.stream,

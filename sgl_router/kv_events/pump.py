@@ -50,7 +50,19 @@ class Feed:
     A `job` runs once the current frame is applied, and before any other frame, replayed ones included.
     """
 
-    __slots__ = ("drained", "held", "inbox", "job", "paused", "pending", "queued", "repair", "source", "stream")
+    __slots__ = (
+        "drained",
+        "dropped",
+        "held",
+        "inbox",
+        "job",
+        "paused",
+        "pending",
+        "queued",
+        "repair",
+        "source",
+        "stream",
+    )
 
     def __init__(
         self, source: FrameSource, stream: EventStream, repair: Callable[[FrameOutcome], None] | None = None
@@ -65,6 +77,7 @@ class Feed:
         self.drained = asyncio.Event()
         self.paused = False
         self.queued = False
+        self.dropped = False
 
 
 class EventPump:
@@ -89,14 +102,14 @@ class EventPump:
         self._on_failure = on_failure
         self._on_frame = on_frame
         self._on_batch = on_batch
-        self.chore: Callable[[], bool] = lambda: False
-        """Called once a turn: a bounded piece of upkeep, True while more is to be done."""
+        self.chore: Callable[[bool], bool] = lambda busy: False
+        """Called once a turn, told whether events are waiting: a bounded piece of upkeep, True while more is to do."""
         self._ready: deque[Feed] = deque()
         self._scheduled = False
 
     def wake(self, feed: Feed) -> None:
         """`feed` may have frames waiting."""
-        if not feed.queued:
+        if not feed.queued and not feed.dropped:
             feed.queued = True
             self._ready.append(feed)
         self.schedule()
@@ -108,7 +121,11 @@ class EventPump:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def drop(self, feed: Feed) -> None:
-        """Never touch `feed` again."""
+        """Never touch `feed` again, whoever may still wake it: its slot is about to belong to another stream."""
+        feed.dropped = True
+        feed.pending = iter(())
+        feed.inbox.clear()
+        feed.drained.set()
         if feed.queued:
             self._ready.remove(feed)
             feed.queued = False
@@ -141,7 +158,8 @@ class EventPump:
         remains = self._tree.sweep(SWEEP_BLOCKS)
         while remains and self._clock() < deadline:
             remains = self._tree.sweep(SWEEP_BLOCKS)
-        return self.chore() or remains or bool(self._ready)
+        busy = bool(self._ready)
+        return self.chore(busy) or remains or busy
 
     def _turn(self) -> None:
         self._scheduled = False
@@ -173,8 +191,8 @@ class EventPump:
                 return False
             if feed.held is not None:
                 frame, feed.held = feed.held, None
-                # Held for a repair that did not bring what is missing: now the gap is final.
-                self._take(feed, frame, repairable=False)
+                # Held for a repair that did not bring what is missing: now the gap, counted already, is final.
+                self._take(feed, frame, repairable=False, counted=True)
                 return True
             parts = feed.source.receive()
             if parts is None:
@@ -195,17 +213,20 @@ class EventPump:
 
     def _failed(self, feed: Feed, error: WireError) -> None:
         feed.pending = iter(())
-        feed.stream.failed(error)
-        self._on_failure(feed.stream, error)
+        try:
+            feed.stream.failed(error)
+            self._on_failure(feed.stream, error)
+        except Exception:
+            log.exception("kv event failure could not be recorded")
 
-    def _take(self, feed: Feed, frame: Frame, *, repairable: bool) -> None:
+    def _take(self, feed: Feed, frame: Frame, *, repairable: bool, counted: bool = False) -> None:
         stream = feed.stream
         if frame.seq == END_SEQ:  # the publisher's last word: nothing it said holds any longer
             stream.restarted()
             self._on_frame(stream, FrameOutcome.RESTART, 0)
             return
         known_missing = stream.counters.missing
-        outcome = stream.observe(frame, repairable=repairable)
+        outcome = stream.observe(frame, repairable=repairable, counted=counted)
         if outcome is not FrameOutcome.NEXT:
             self._on_frame(stream, outcome, stream.counters.missing - known_missing)
         if outcome is FrameOutcome.DUPLICATE:

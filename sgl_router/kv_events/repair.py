@@ -53,6 +53,9 @@ class Repairer:
         self._finished = finished
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._closed = False
+        self.finished_once = False
+        """Whether some repair has ended, however it ended."""
 
     @property
     def running(self) -> bool:
@@ -68,6 +71,7 @@ class Repairer:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="kv event repair")
 
     def close(self) -> None:
+        self._closed = True  # before 3.12 asyncio.wait_for can swallow a cancellation
         if self._task is not None:
             self._task.cancel()
             self._task = None
@@ -81,28 +85,34 @@ class Repairer:
                 outcome = await self._replay()
         except Exception:
             log.exception("kv event repair failed")
+        if self._closed:
+            return
         self._task = None
         self._feed.stream.repaired(contiguous=outcome is not RepairOutcome.FAILED)
         self._feed.paused = False
+        self.finished_once = True
         self._finished(outcome)
         self._pump.wake(self._feed)
 
     async def _replay(self) -> RepairOutcome:
         outcome = RepairOutcome.REPAIRED
-        late: int | None = None
+        late = False
         for _ in range(_ATTEMPTS):
             start = self._feed.stream.expected
             end = ReplayEnd.TIMEOUT
             first = True
             async with contextlib.aclosing(self._fetch(start or 0)) as frames:
                 async for item in frames:
+                    if self._closed:
+                        return RepairOutcome.FAILED
                     if not isinstance(item, Frame):
                         end = item
                         break
                     if first and item.seq > (start or 0):
-                        if item.seq != late:
+                        if not late:
                             # Either the buffer no longer has what lies before, or the replay itself lost it: ask again.
-                            late, end = item.seq, ReplayEnd.HOLE
+                            # (The second time may begin later still: a busy engine's buffer moves on.)
+                            late, end = True, ReplayEnd.HOLE
                             break
                         self._feed.stream.history_lost(item.seq)
                         outcome = RepairOutcome.PARTIAL
@@ -113,8 +123,13 @@ class Repairer:
                         await self._drain()
             await self._drain()
             if end is ReplayEnd.COMPLETE:
-                if self._feed.stream.expected is None:
-                    self._feed.stream.nothing_published()
+                stream, held = self._feed.stream, self._feed.held
+                if stream.expected is None:
+                    stream.nothing_published()
+                if held is not None and held.seq > (stream.expected or 0):
+                    # The buffer ends before the frame that showed the gap: it keeps too little, or nothing.
+                    stream.history_lost(held.seq)
+                    outcome = RepairOutcome.PARTIAL
                 return outcome
             if end is not ReplayEnd.HOLE:
                 log.warning("kv event replay broke off", end=end.value, next_seq=self._feed.stream.expected)

@@ -20,6 +20,9 @@ from .wire import END_SEQ, Frame
 __all__ = ["ReplayEnd", "replay"]
 
 
+MAX_REPLAY_SECS = 120.0
+
+
 class ReplayEnd(str, Enum):
     """How a replay ended: the metric label and the log field."""
 
@@ -34,15 +37,18 @@ class ReplayEnd(str, Enum):
 
 
 async def replay(
-    endpoint: str, start: int, *, idle_secs: float, max_message_bytes: int
+    context: zmq.asyncio.Context, endpoint: str, start: int, *, idle_secs: float, max_message_bytes: int
 ) -> AsyncGenerator[Frame | ReplayEnd, None]:
     """Frames from `start` (or the oldest the worker still has) in order without a hole, then one ReplayEnd.
 
     The caller decides what a first frame later than `start` means. Takes at most `idle_secs` between two frames.
     """
-    # A context of its own: its I/O thread is not shared with the event sockets, whose frames must not wait for this.
-    context = zmq.asyncio.Context()
-    socket = context.socket(zmq.DEALER)
+    try:
+        socket = context.socket(zmq.DEALER)
+    except zmq.ZMQError:  # no file descriptor left
+        yield ReplayEnd.TIMEOUT
+        return
+    give_up = asyncio.get_running_loop().time() + MAX_REPLAY_SECS
     try:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVHWM, 0)  # before connect, or a slow consumer loses messages silently
@@ -52,6 +58,9 @@ async def replay(
         await socket.send_multipart([b"", start.to_bytes(8, "big")])
         expected: int | None = None
         while True:
+            if asyncio.get_running_loop().time() > give_up:
+                yield ReplayEnd.TIMEOUT
+                return
             try:
                 parts = await asyncio.wait_for(socket.recv_multipart(), idle_secs)
             except asyncio.TimeoutError:
@@ -75,4 +84,3 @@ async def replay(
     finally:
         with contextlib.suppress(zmq.ZMQError):
             socket.close(0)
-        context.term()

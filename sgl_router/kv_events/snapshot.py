@@ -114,7 +114,7 @@ class _Copy:
 async def copy_rank(pump: EventPump, target: Target, feed: Feed) -> RankSnapshot | None:
     """One rank at one moment; its frames wait meanwhile. None where its claims cannot be vouched for."""
     started_at = target.worker.info.started_at
-    if started_at is None or feed.stream.state is not StreamState.LIVE or feed.job is not None:
+    if started_at is None or feed.stream.state is not StreamState.LIVE or feed.job is not None or feed.dropped:
         return None
     job = _Copy(feed.stream)
     feed.job = job

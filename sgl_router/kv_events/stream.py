@@ -162,11 +162,11 @@ class EventStream:
 
     # --- sequence -----------------------------------------------------------------------------------------------
 
-    def observe(self, frame: Frame, *, repairable: bool = False) -> FrameOutcome:
+    def observe(self, frame: Frame, *, repairable: bool = False, counted: bool = False) -> FrameOutcome:
         """Account for a frame's sequence number. On DUPLICATE its events must not be applied.
 
         With `repairable`, a GAP or a RESTART leaves the frame unaccounted for and the claims in place but withheld: the
-        caller holds the frame back, replays from `expected` (None: from the start), and observes it again.
+        caller holds the frame back, replays from `expected` (None: from the start), and observes it again, `counted`.
         """
         seq, expected = frame.seq, self.expected
         digest = xxh3_64_intdigest(frame.payload)
@@ -180,8 +180,9 @@ class EventStream:
             self.expected = seq + 1
             self._begin(complete=False)
         elif seq > expected:
-            self.counters.gaps += 1
-            self.counters.missing += seq - expected
+            if not counted:
+                self.counters.gaps += 1
+                self.counters.missing += seq - expected
             if repairable:
                 return FrameOutcome.GAP
             outcome = FrameOutcome.GAP

@@ -21,6 +21,7 @@ __all__ = ["Subscriber", "make_context"]
 log = structlog.get_logger(__name__)
 
 _RETRY_SECS = (0.1, 2.0)
+_STABLE_SECS = 5.0
 _CONNECT_MS = 3_000
 # Longer than any handshake: covers what libzmq reports no event for, such as a name that does not resolve.
 _WATCHDOG_SECS = 10.0
@@ -75,6 +76,7 @@ class Subscriber:
         self._ended = False
         self._closed = False
         self._retry = _RETRY_SECS[0]
+        self._connected_at = 0.0
         self._timer: asyncio.Handle | None = self._loop.call_soon(self._open)
 
     def receive(self) -> list[bytes] | None:
@@ -102,8 +104,9 @@ class Subscriber:
     def _open(self) -> None:
         self._timer = None
         self._ended = False
-        socket = self._context.socket(zmq.SUB)
+        socket: zmq.Socket[bytes] | None = None
         try:
+            socket = self._context.socket(zmq.SUB)
             socket.set(zmq.LINGER, 0)
             # The engine's publisher drops at 100,000 frames; an equal mark here means a stalled router loses nothing
             # earlier than the engine itself would. Frames are small, and the mark is a bound, not an allocation.
@@ -121,10 +124,11 @@ class Subscriber:
             socket.connect(self.endpoint)
         except zmq.ZMQError as error:
             log.warning("kv event socket cannot be opened", endpoint=self.endpoint, reason=str(error))
-            if self._monitor is not None:
-                socket.disable_monitor()
-                self._monitor = None
-            socket.close(0)
+            if socket is not None:
+                if self._monitor is not None:
+                    socket.disable_monitor()
+                    self._monitor = None
+                socket.close(0)
             self._open_later()
             return
         self._socket = socket
@@ -169,8 +173,8 @@ class Subscriber:
                 if self._timer is not None:
                     self._timer.cancel()
                     self._timer = None
-                self._retry = _RETRY_SECS[0]
                 self.connected = True
+                self._connected_at = self._loop.time()
                 log.debug("kv event socket connected", endpoint=self.endpoint)
                 self._connection(self, True)
             else:
@@ -186,6 +190,8 @@ class Subscriber:
             self._timer = None
         if self.connected:
             self.connected = False
+            if self._loop.time() - self._connected_at > _STABLE_SECS:
+                self._retry = _RETRY_SECS[0]  # a connection that breaks at once does not count as one
             log.debug("kv event socket lost", endpoint=self.endpoint)
             self._lost(self)
             self._readable(self)  # what is still queued goes first; `receive` finds the end of it

@@ -21,12 +21,14 @@ __all__ = ["BlockTree", "PrefixWalk"]
 class BlockTree:
     """Holders of every block, by tier. Slots are small integers handed out by `acquire`."""
 
-    __slots__ = ("_expected", "_free", "_next", "_retired", "_tables")
+    __slots__ = ("_expected", "_expected_again", "_free", "_next", "_retired", "_tables")
 
     def __init__(self) -> None:
         self._tables: dict[Tier, dict[int, int]] = {tier: {} for tier in Tier}
         # Blocks that a dispatched request will make a slot hold: no tier, never counted as held.
         self._expected: dict[int, int] = {}
+        # How many requests beyond the first expect a (slot, key).
+        self._expected_again: dict[tuple[int, int], int] = {}
         self._free: SortedList[int] = SortedList()
         self._next = 0
         self._retired: deque[tuple[int, dict[EngineHash, int]]] = deque()
@@ -93,23 +95,26 @@ class BlockTree:
             del table[key]
         return True
 
-    def expect(self, slot: int, keys: Iterable[int]) -> list[int]:
-        """Mark `slot` as about to hold the keys. Returns those that were not marked before: `unexpect` just these."""
-        table, bit = self._expected, 1 << slot
-        fresh = []
+    def expect(self, slot: int, keys: Iterable[int]) -> None:
+        """One more request will make `slot` hold the keys: `unexpect` the same ones once."""
+        table, more, bit = self._expected, self._expected_again, 1 << slot
         for key in keys:
             mask = table.get(key, 0)
-            if not mask & bit:
+            if mask & bit:
+                more[slot, key] = more.get((slot, key), 0) + 1
+            else:
                 table[key] = mask | bit
-                fresh.append(key)
-        return fresh
 
     def unexpect(self, slot: int, keys: Iterable[int]) -> None:
-        """Take back what `expect` marked."""
-        table, clear = self._expected, ~(1 << slot)
+        """Take back what one `expect` marked; what another request expects too stays marked."""
+        table, more, clear = self._expected, self._expected_again, ~(1 << slot)
         for key in keys:
-            mask = table.get(key, 0) & clear
-            if mask:
+            others = more.get((slot, key), 0)
+            if others > 1:
+                more[slot, key] = others - 1
+            elif others:
+                del more[slot, key]
+            elif mask := table.get(key, 0) & clear:
                 table[key] = mask
             else:
                 table.pop(key, None)

@@ -80,6 +80,7 @@ class RouteDecision:
     page_size: int = 0
     prompt_tokens: int | None = None
     unmatched: Unmatched | None = None
+    epoch: int | None = None
     expected_blocks: int = 0
     """Leading blocks held or about to be; at least `matched_blocks` wherever the prompt was matched."""
 

@@ -85,5 +85,6 @@ class CacheAwareZmq:
             page_size=page,
             prompt_tokens=facts.prompt_tokens,
             unmatched=facts.unmatched,
+            epoch=prefix.epoch if prefix else None,
             expected_blocks=max(prefix.blocks, prefix.expected_blocks) if prefix else 0,
         )

@@ -257,7 +257,9 @@ class _Dispatch:
         reported = self._relayed.usage.cached_tokens()
         self._record.cached_tokens = reported
         if reported is not None:
-            self._services.index.reported(decision.target, decision.matched_tokens, reported)
+            self._services.index.reported(
+                decision.target, decision.matched_tokens, reported, decision.epoch
+            )
 
     def _blame(self, permit: Permit, worker: Worker) -> None:
         now = time.monotonic()

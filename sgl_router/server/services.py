@@ -94,7 +94,11 @@ class Services:
         reasons = []
         for model_id in self.models:
             workers = self.registry.for_model(model_id)
-            if any(worker.health is HealthState.HEALTHY for worker in workers):
+            healthy = [worker for worker in workers if worker.health is HealthState.HEALTHY]
+            warming = [worker.id for worker in healthy if self.index.warming(worker)]
+            if warming:
+                reasons.append(f"model {model_id!r} is warming up: the KV events of {warming} are being replayed")
+            if healthy:
                 continue
             if workers:
                 states = ", ".join(f"{worker.id} is {worker.health.value}" for worker in workers)

@@ -33,9 +33,7 @@ def churn(fleet: Fleet, worker: WorkerClient, frames: int, *, seed: object, toke
         reply = worker.call(
             "/generate",
             {
-                "input_ids": [
-                    [rng.randint(_FIRST_ID, _LAST_ID) for _ in range(length)] for _ in range(_SIDE_BY_SIDE)
-                ],
+                "input_ids": [[rng.randint(_FIRST_ID, _LAST_ID) for _ in range(length)] for _ in range(_SIDE_BY_SIDE)],
                 "sampling_params": [
                     {"max_new_tokens": count, "temperature": 0, "ignore_eos": True}
                     for count in range(1, _SIDE_BY_SIDE + 1)
