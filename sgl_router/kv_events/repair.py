@@ -19,6 +19,10 @@ log = structlog.get_logger(__name__)
 
 _ATTEMPTS = 5
 _INBOX_FRAMES = 512
+_PROGRESS_FRAMES = 100
+# The engine's replay socket drops silently once about a thousand messages wait in it, and it may be the last ones: then
+# the end marker follows with nothing skipped. Only the end of a shorter replay proves that there is no more.
+_PIPE_FRAMES = 900
 
 
 class RepairOutcome(str, Enum):
@@ -97,7 +101,9 @@ class Repairer:
     async def _replay(self) -> RepairOutcome:
         outcome = RepairOutcome.REPAIRED
         late = False
-        for _ in range(_ATTEMPTS):
+        stuck = 0
+        while stuck < _ATTEMPTS:
+            received = 0
             start = self._feed.stream.expected
             end = ReplayEnd.TIMEOUT
             first = True
@@ -117,12 +123,14 @@ class Repairer:
                         self._feed.stream.history_lost(item.seq)
                         outcome = RepairOutcome.PARTIAL
                     first = False
+                    received += 1
                     self._feed.stream.counters.replayed += 1
                     self._feed.inbox.append(item)
                     if len(self._feed.inbox) >= _INBOX_FRAMES:
                         await self._drain()
             await self._drain()
-            if end is ReplayEnd.COMPLETE:
+            stuck = 0 if received >= _PROGRESS_FRAMES else stuck + 1
+            if end is ReplayEnd.COMPLETE and received < _PIPE_FRAMES:
                 stream, held = self._feed.stream, self._feed.held
                 if stream.expected is None:
                     stream.nothing_published()
@@ -131,7 +139,7 @@ class Repairer:
                     stream.history_lost(held.seq)
                     outcome = RepairOutcome.PARTIAL
                 return outcome
-            if end is not ReplayEnd.HOLE:
+            if end not in (ReplayEnd.HOLE, ReplayEnd.COMPLETE):
                 log.warning("kv event replay broke off", end=end.value, next_seq=self._feed.stream.expected)
                 return RepairOutcome.FAILED
         return RepairOutcome.FAILED

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
+import msgspec
 import pytest
 
 from sgl_router.kv_events import Namespace
+from sgl_router.kv_events.replay import ReplayEnd
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
 
@@ -209,3 +212,40 @@ async def test_a_reconnect_is_repaired_without_waiting_for_an_event(rig) -> None
     await equal(fleet)
     assert (await fleet.ask(PROMPT)).decision["reason"] == "cache_hit"
     assert stream(fleet).counters.gaps == 0
+
+
+async def test_a_long_replay_that_lost_its_tail_is_asked_for_the_rest(rig) -> None:
+    """The engine's replay socket drops what it cannot hold, even the last messages, and sends the end marker all the
+    same: nothing is skipped, and nothing tells."""
+    fleet = await rig(wait=False)
+    await fleet.ready()
+    publisher = fleet.workers[0].publishers[0]
+    await fleet.ask(PROMPT)
+    await equal(fleet)
+    (rank,) = fleet.services.index._ranks[fleet.worker(0)]
+    fetch, asked = rank.repairer._fetch, []
+
+    async def losing(start: int) -> Any:
+        asked.append(start)
+        async with contextlib.aclosing(fetch(start)) as frames:
+            async for number, item in enumerate_async(frames):
+                if len(asked) == 1 and number >= 950 and not isinstance(item, ReplayEnd):
+                    continue
+                yield item
+
+    rank.repairer._fetch = losing
+    publisher.faults.drop = 1_500
+    for number in range(1_500):
+        publisher.publish_payload(msgspec.msgpack.encode([float(number), [], 0]))
+    await fleet.ask(f"shows the gap {PROMPT}")
+    await equal(fleet)
+    assert stream(fleet).complete
+    assert len(asked) == 2
+    assert stream(fleet).expected == publisher.next_sequence
+
+
+async def enumerate_async(items: Any) -> Any:
+    number = 0
+    async for item in items:
+        yield number, item
+        number += 1
