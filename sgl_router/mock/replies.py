@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence as SequenceOf
 from typing import Any, Protocol
 
@@ -56,7 +57,7 @@ def usage(generation: Generation, sequences: SequenceOf[Sequence], *, cache_repo
     }
 
 
-class _OpenAIReply:
+class _OpenAIReply(ABC):
     """What chat and text completions have in common."""
 
     object_name = ""
@@ -89,8 +90,9 @@ class _OpenAIReply:
             body["sglext"] = extension
         return body
 
+    @abstractmethod
     def _choice(self, sequence: Sequence) -> dict[str, Any]:
-        raise NotImplementedError
+        """One entry of `choices`."""
 
     def _head(self, name: str) -> dict[str, Any]:
         return {
