@@ -24,11 +24,9 @@ class HealthState(str, Enum):
 class WorkerStats:
     """Plain counters; the data path writes them, metrics read them."""
 
-    __slots__ = ("inflight", "processed", "requests")
+    __slots__ = ("requests",)
 
     def __init__(self) -> None:
-        self.inflight = 0
-        self.processed = 0
         self.requests: dict[str, int] = {}
 
     def count(self, outcome: str) -> None:
