@@ -59,11 +59,14 @@ Secs = Annotated[float, Meta(gt=0, extra=_says("a number of seconds greater than
 SecsOrZero = Annotated[float, Meta(ge=0, extra=_says("a number of seconds, 0 or more"))]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT32)]
 Bytes = Annotated[int, Meta(ge=1024, le=MAX_BYTES)]
+CacheBytes = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
+Processes = Annotated[int, Meta(ge=1, le=256)]
 TurnBudget = Annotated[float, Meta(gt=0, le=100, extra=_says("milliseconds, above 0 and at most 100"))]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+HttpFront = Literal["native", "aiohttp"]
 DiscoveryBackend = Literal["static_urls", "k8s"]
 
 
@@ -88,6 +91,8 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     max_body_bytes: Bytes = 33554432
     shutdown_drain_secs: SecsOrZero = 5.0
     shutdown_grace_secs: SecsOrZero = 60.0
+    http_front: HttpFront = "native"
+    processes: Processes = 1
 
 
 class ObservabilityConfig(Section, frozen=True, kw_only=True):
@@ -118,6 +123,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     id: ModelId
     tokenizer_path: TokenizerPath
     chat_template: TemplatePath | None = None
+    conversation_cache_bytes: CacheBytes = 64 << 20
     policy: PolicyName = PolicyName.CACHE_AWARE_ZMQ
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
     cache_aware: CacheAwareConfig = field(default_factory=CacheAwareConfig)

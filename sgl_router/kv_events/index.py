@@ -14,6 +14,8 @@ import structlog
 import zmq
 import zmq.asyncio
 
+from sgl_router.prompt import Prompt
+
 from .agreement import Agreement
 from .bound import MemoryBound
 from .expectation import Expectation
@@ -28,9 +30,7 @@ from .warm import WarmStart
 from .wire import DecodeFailure, Frame, WireError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from sgl_router.prompt import TokenIds
     from sgl_router.workers import KvEventSource, Target, Worker
 
     from .snapshot_records import Snapshot
@@ -482,12 +482,13 @@ class KvIndex:
     # --- prompts ------------------------------------------------------------------------------------------------
 
     async def match(
-        self, model_id: str, ids: npt.NDArray[np.uint32], namespace: Namespace = DEFAULT_NAMESPACE
+        self, model_id: str, prompt: Prompt | TokenIds, namespace: Namespace = DEFAULT_NAMESPACE
     ) -> PromptMatch:
-        """How much of a prompt each rank of a model's workers holds. `ids`: 1-D uint32 token ids.
+        """How much of a prompt each rank of a model's workers holds.
 
         Yields to the loop between pieces of a long prompt, and stops hashing where nobody holds the next block.
         """
+        ids = prompt.ids if isinstance(prompt, Prompt) else prompt
         found: dict[Target, MatchedPrefix] = {}
         totals: dict[Target, int] = {}
         if model_id in self._dirty:
@@ -516,13 +517,14 @@ class KvIndex:
         return PromptMatch(found, totals)
 
     def expect(
-        self, target: Target, ids: npt.NDArray[np.uint32], namespace: Namespace = DEFAULT_NAMESPACE
+        self, target: Target, prompt: Prompt | TokenIds, namespace: Namespace = DEFAULT_NAMESPACE
     ) -> Expectation | None:
         """A prompt has been dispatched to `target`: treat it as about to hold the prompt's blocks. The caller tells
         the first byte and ends it where the request fails. None where the target publishes no events."""
         rank = self._by_target.get(target)
         if rank is None or rank.stream.state not in _MATCHED:
             return None
+        ids = prompt.ids if isinstance(prompt, Prompt) else prompt
         keys = next(iter(rank.stream.hasher.prompt(ids, namespace, piece=_MAX_EXPECTED_BLOCKS)), None)
         if not keys or self.tree.holds(rank.stream.slot, keys[-1]):
             return None

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import msgspec
 
-    from sgl_router.kv_events import Namespace, PromptMatch
+if TYPE_CHECKING:
+    from sgl_router.kv_events import PromptMatch
     from sgl_router.workers import Target
 
 __all__ = ["DecisionReason", "Facts", "Policy", "RouteDecision", "Unmatched", "least_loaded"]
@@ -52,22 +50,15 @@ class Unmatched(str, Enum):
     """The policy does not look at prefixes."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of a request. `match` is None where the prompt was not looked up, `unmatched` then says why.
-
-    `ids` and `namespace` are what it was looked up by, to expect it where it is sent.
-    """
+class Facts(msgspec.Struct, frozen=True):
+    """What is known of a request. `match` is None where the prompt was not looked up, `unmatched` then says why."""
 
     match: PromptMatch | None = None
-    ids: npt.NDArray[np.uint32] | None = None
-    namespace: Namespace | None = None
     prompt_tokens: int | None = None
     unmatched: Unmatched | None = None
 
 
-@dataclass(frozen=True)
-class RouteDecision:
+class RouteDecision(msgspec.Struct, frozen=True):
     """A choice and why it was made. Blocks count pages of the chosen target; loads are requests in flight."""
 
     target: Target

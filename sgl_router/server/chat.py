@@ -20,19 +20,18 @@ from sgl_router.errors import (
 )
 from sgl_router.observability import Outcome, RequestRecord
 from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Headers, Outbound, Relayed, forward_headers, relay
-from sgl_router.workers import BreakerState
 
+from .ask import make_ask
 from .body import parse_chat
 from .envelope import error_event, error_response
-from .facts import gather_facts
 
 if TYPE_CHECKING:
-    from sgl_router.kv_events import Expectation
-    from sgl_router.policies import Facts, LoadGuard, RouteDecision
-    from sgl_router.workers import Permit, Worker
+    from sgl_router.policies import RouteDecision
+    from sgl_router.routing import Ask, Lease
+    from sgl_router.workers import Worker
 
     from .inbound import Inbound
-    from .services import Model, Services
+    from .services import Services
 
 __all__ = ["serve_chat"]
 
@@ -51,8 +50,8 @@ async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> Non
         chat = parse_chat(inbound.body)
         model, adapter = services.model(chat["model"])
         record.model_id = model.id
-        facts = await gather_facts(services, model, adapter, chat)
-        await _Dispatch(services, inbound, out, record, relayed).run(model, facts)
+        ask = await make_ask(model, adapter, chat)
+        await _Dispatch(services, inbound, out, record, relayed).run(ask)
     except RouterError as error:
         await _answer_error(out, record, relayed, error, services)
     except (ClientGone, asyncio.CancelledError):
@@ -96,7 +95,9 @@ async def _end_stream(out: Outbound, error: RouterError) -> None:
 
 
 class _Dispatch:
-    """Sends one request to the worker the policy chooses; to the next one where no connection can be made."""
+    """Sends one request to the worker that is chosen for it; to the next one where no connection can be made."""
+
+    __slots__ = ("_inbound", "_out", "_record", "_relayed", "_services")
 
     def __init__(
         self, services: Services, inbound: Inbound, out: Outbound, record: RequestRecord, relayed: Relayed
@@ -107,78 +108,37 @@ class _Dispatch:
         self._record = record
         self._relayed = relayed
 
-    async def run(self, model: Model, facts: Facts) -> None:
-        services, record = self._services, self._record
+    async def run(self, ask: Ask) -> None:
+        record = self._record
         tried: set[Worker] = set()
         failure: RouterError | None = None
         for _ in range(MAX_ATTEMPTS):
-            chosen = self._choose(model, facts, tried)
-            if chosen is None:
+            lease = await self._services.routing.choose(ask, tried)
+            if lease is None:
                 break
-            decision, permit = chosen
-            record.decided(decision)
-            self._count_decision(model, decision)
-            worker = decision.target.worker
-            guard = services.load.acquire(
-                decision.target,
-                prefill_tokens=max((decision.prompt_tokens or 0) - decision.matched_tokens, 0),
-                decode_blocks=-(-(decision.prompt_tokens or 0) // max(decision.page_size, 1)),
-                now=time.monotonic(),
-            )
-            expectation = self._expect(decision, facts)
+            record.decided(lease.decision)
             try:
-                with guard:
-                    await self._send(decision, permit, guard, expectation)
+                await self._send(lease)
                 return
             except ConnectFailed as error:
-                tried.add(worker)
+                tried.add(lease.decision.target.worker)
                 failure = error
             finally:
-                if expectation is not None and record.outcome is not Outcome.COMPLETED:
-                    expectation.end()
-                permit.release(time.monotonic())  # settled already, unless the client went away
-                worker.stats.count(record.outcome.value)
-        raise failure or NoHealthyWorkers(f"no healthy worker serves model {model.id!r} at the moment", "model")
+                lease.end(record.outcome)  # over already, unless something went wrong
+        raise failure or NoHealthyWorkers(f"no healthy worker serves model {ask.model_id!r} at the moment", "model")
 
-    def _choose(self, model: Model, facts: Facts, tried: set[Worker]) -> tuple[RouteDecision, Permit] | None:
-        now = time.monotonic()
-        candidates = self._services.registry.candidates(model.id, now)
-        while True:
-            candidates = [target for target in candidates if target.worker not in tried] if tried else candidates
-            if not candidates:
-                return None
-            decision = model.policy.select(candidates, facts)
-            permit = decision.target.worker.breaker.acquire(now)
-            if permit is not None:
-                return decision, permit
-            # Half-open, and its one probe was taken between the filter and here.
-            tried = tried | {decision.target.worker}
-
-    def _count_decision(self, model: Model, decision: RouteDecision) -> None:
-        metrics = self._services.metrics
-        if model.policy.needs_prompt:
-            metrics.decisions.labels(model.id, decision.reason.value).inc()
-            metrics.overlap.labels(model.id).observe(decision.matched_blocks)
-
-    def _expect(self, decision: RouteDecision, facts: Facts) -> Expectation | None:
-        if facts.ids is None or facts.namespace is None or not self._services.config.kv_events.expect_ttl_secs:
-            return None
-        return self._services.index.expect(decision.target, facts.ids, facts.namespace)
-
-    async def _send(
-        self, decision: RouteDecision, permit: Permit, guard: LoadGuard, expectation: Expectation | None
-    ) -> None:
-        """One attempt. Leaves `record.outcome` saying how it ended and the permit settled."""
-        services, record, inbound = self._services, self._record, self._inbound
-        proxy, worker = services.config.proxy, decision.target.worker
+    async def _send(self, lease: Lease) -> None:
+        """One attempt. Leaves `record.outcome` saying how it ended."""
+        services, record, inbound, decision = self._services, self._record, self._inbound, lease.decision
+        proxy = services.config.proxy
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
         # One limit for the answer, also where a stale connection had to be replaced; connecting has its own.
         answer_by = time.monotonic() + proxy.request_timeout_secs
         try:
             with Deadline() as deadline:
-                guard.on_expire = lambda: deadline.fire(self._stale())
+                lease.on_expire = lambda: deadline.fire(self._stale())
                 exchange = await services.pool.open(
-                    worker.url,
+                    decision.target.worker.url,
                     b"POST",
                     inbound.path.encode("ascii"),
                     self._headers(decision),
@@ -202,19 +162,17 @@ class _Dispatch:
                         deadline=deadline,
                         idle_secs=proxy.stream_idle_timeout_secs,
                         added_headers=_decision_headers(decision),
-                        first_byte=lambda: self._first_byte(guard, permit, expectation, exchange.status),
+                        first_byte=lambda: self._first_byte(lease, exchange.status),
                     )
-                self._settle(permit, exchange.status)
-                self._reconcile(decision)
-        except (UpstreamUnreachable, UpstreamBodyIncomplete, UpstreamTimeout) as error:
-            record.outcome = (
-                Outcome.TIMEOUT
-                if isinstance(error, UpstreamTimeout)
-                else Outcome.INCOMPLETE
-                if isinstance(error, UpstreamBodyIncomplete)
-                else Outcome.UNREACHABLE
-            )
-            self._blame(permit, worker)
+                self._completed(lease, exchange.status)
+        except UpstreamTimeout:
+            record.outcome = Outcome.TIMEOUT
+            raise
+        except UpstreamBodyIncomplete:
+            record.outcome = Outcome.INCOMPLETE
+            raise
+        except UpstreamUnreachable:
+            record.outcome = Outcome.UNREACHABLE
             raise
         except StaleRequestExpired:
             record.outcome = Outcome.EXPIRED
@@ -225,48 +183,22 @@ class _Dispatch:
             record.outcome = Outcome.INTERNAL
             raise
 
-    def _first_byte(
-        self, guard: LoadGuard, permit: Permit, expectation: Expectation | None, status: int
-    ) -> None:
-        guard.first_byte()
-        if expectation is not None:
-            expectation.first_byte()
+    def _first_byte(self, lease: Lease, status: int) -> None:
+        lease.first_byte(status)
         self._record.first_byte()
-        # A probe's good first byte closes the circuit: waiting for the end of a long stream would leave a healed
-        # worker on one request. In the closed state success is told at the end, so that a worker that breaks every
-        # stream half way still opens it.
-        if status < 400 and guard.target.worker.breaker.state is BreakerState.HALF_OPEN:
-            permit.success(time.monotonic())
 
-    def _settle(self, permit: Permit, status: int) -> None:
-        now, record = time.monotonic(), self._record
-        if status in (429, 503):
+    def _completed(self, lease: Lease, status: int) -> None:
+        record = self._record
+        if status < 400:
+            record.outcome = Outcome.COMPLETED
+            record.cached_tokens = self._relayed.usage.cached_tokens()
+        elif status in (429, 503):
             record.outcome = Outcome.BACK_PRESSURE
-            permit.release(now)
         elif status >= 500:
             record.outcome = Outcome.WORKER_ERROR
-            permit.failure(now)
         else:
-            record.outcome = Outcome.CLIENT_ERROR if status >= 400 else Outcome.COMPLETED
-            permit.success(now)
-
-    def _reconcile(self, decision: RouteDecision) -> None:
-        """Hold the worker's own count of cached tokens, where it reports one, against what was predicted."""
-        if decision.unmatched is not None or self._record.outcome is not Outcome.COMPLETED:
-            return
-        reported = self._relayed.usage.cached_tokens()
-        self._record.cached_tokens = reported
-        if reported is not None:
-            self._services.index.reported(
-                decision.target, decision.matched_tokens, reported, decision.epoch
-            )
-
-    def _blame(self, permit: Permit, worker: Worker) -> None:
-        now = time.monotonic()
-        if not permit.settled:
-            permit.failure(now)
-        elif (again := worker.breaker.acquire(now)) is not None:  # praised at its first byte, then it broke off
-            again.failure(now)
+            record.outcome = Outcome.CLIENT_ERROR
+        lease.end(record.outcome, record.cached_tokens)
 
     def _stale(self) -> StaleRequestExpired:
         outcome = "stream_closed" if self._out.started else "answered_504"

@@ -24,6 +24,7 @@ from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, watch_loop_lag
 from sgl_router.policies import ActiveLoad, Janitor, make_policy
 from sgl_router.proxy import UpstreamPool
+from sgl_router.routing import LocalRouting
 from sgl_router.tokenization import ModelTokenizer, TokenizerLoadError
 from sgl_router.workers import Worker, WorkerManager, WorkerRegistry, worker_api_key
 
@@ -98,6 +99,15 @@ class Daemon:
         manager = WorkerManager(config, registry, discovery)
         index.on_reconnect = lambda worker: manager.recheck(worker.url)
         manager.on_confirmed = index.confirm
+        metrics = Metrics(registry, index)
+        routing = LocalRouting(
+            registry,
+            index,
+            load,
+            {model.id: model.policy for model in models.values()},
+            metrics,
+            expecting=events.expect_ttl_secs > 0,
+        )
         self._services = Services(
             config=config,
             models=models,
@@ -105,8 +115,9 @@ class Daemon:
             manager=manager,
             index=index,
             load=load,
+            routing=routing,
             pool=pool,
-            metrics=Metrics(registry, index),
+            metrics=metrics,
             worker_api_key=worker_api_key(config),
         )
         self._runner = make_runner(self._services)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sgl_router.observability import Metrics
     from sgl_router.policies import ActiveLoad, Policy
     from sgl_router.proxy import UpstreamPool
+    from sgl_router.routing import Routing
     from sgl_router.tokenization import ModelTokenizer
     from sgl_router.workers import WorkerManager, WorkerRegistry
 
@@ -69,6 +70,7 @@ class Services:
     manager: WorkerManager
     index: KvIndex
     load: ActiveLoad
+    routing: Routing
     pool: UpstreamPool
     metrics: Metrics
     worker_api_key: str | None = field(default=None, repr=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import structlog
 
+from sgl_router.prompt import Prompt
 from sgl_router.tokenization.body_size import exceeds
 from sgl_router.tokenization.chat_request import Endpoint, TemplateTraits, parse_chat
 from sgl_router.tokenization.encoders import Encoder, TokenIds, choose_encoder
@@ -142,6 +143,10 @@ class ModelTokenizer:
         if isinstance(own, int) and 0 < own <= _LARGEST_SENSIBLE_LENGTH:
             return own
         return self._facts.context_length
+
+    async def prompt(self, body: Mapping[str, Any]) -> Prompt:
+        """The prompt of a chat body, as `encode_chat` computes it. Raises Unrenderable."""
+        return Prompt(await self.encode_chat(body))
 
     async def encode_chat(self, body: Mapping[str, Any]) -> TokenIds:
         """The prompt's ids as the engine's chat endpoint computes them. Raises Unrenderable.

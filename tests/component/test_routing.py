@@ -134,7 +134,7 @@ async def test_a_worker_without_events_is_routed_by_load(rig) -> None:
 async def test_other_policies_do_not_tokenize(rig, policy: str, monkeypatch) -> None:
     fleet = await rig(workers=2, models=[{"id": "mock-model", "tokenizer_path": _tokenizer(), "policy": policy}])
     tokenizer = fleet.services.models["mock-model"].tokenizer
-    monkeypatch.setattr(tokenizer, "encode_chat", None)
+    monkeypatch.setattr(tokenizer, "prompt", None)
     answer = await fleet.ask(LONG)
     assert answer.status == 200
     assert answer.decision["reason"] == policy

@@ -26,7 +26,7 @@ def k8s(**changes: Any) -> dict[str, Any]:
 
 
 SECTIONS = "server, observability, models, discovery, proxy, active_load, health, kv_events"
-KEYS_OF_SERVER = "host, port, max_body_bytes, shutdown_drain_secs, shutdown_grace_secs"
+KEYS_OF_SERVER = "host, port, max_body_bytes, shutdown_drain_secs, shutdown_grace_secs, http_front, processes"
 PROBLEMS = [
     # unknown keys
     (

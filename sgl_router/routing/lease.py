@@ -1,0 +1,39 @@
+"""The seam between the data path and whoever decides, which may be another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sgl_router.observability import Outcome
+    from sgl_router.policies import RouteDecision
+    from sgl_router.workers import Worker
+
+    from .ask import Ask
+
+__all__ = ["Lease", "Routing"]
+
+
+class Lease(Protocol):
+    """A worker's consent to one request, and that request's share of its load. `end` must be called, once or more."""
+
+    decision: RouteDecision
+    on_expire: Callable[[], None] | None
+    """Called where the request has outlived `active_load.stale_request_timeout_secs`: it must then end."""
+
+    def first_byte(self, status: int) -> None:
+        """The answer's body begins: the prompt has been computed."""
+
+    def end(self, outcome: Outcome, cached_tokens: int | None = None) -> None:
+        """The request is over: load, breaker, expectation and statistics learn how. Later calls do nothing.
+
+        `cached_tokens`: how much of the prompt the worker says it had cached, where it says so.
+        """
+
+
+class Routing(Protocol):
+    """Decides where requests go. One per process that carries data."""
+
+    async def choose(self, ask: Ask, tried: set[Worker]) -> Lease | None:
+        """A worker that is not in `tried`, None where none is left. Never raises for what a request contains."""
