@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from enum import Enum
+from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -99,12 +100,11 @@ def least_loaded(candidates: Sequence[Target], rng: random.Random) -> Target:
 
     Never the first of the list: with equal counts that rule would send every first burst to one worker.
     """
-    best: list[Target] = []
-    best_key = None
-    for target in candidates:
-        key = (target.inflight, target.processed, target.last_selected)
-        if best_key is None or key < best_key:
-            best_key, best = key, [target]
-        elif key == best_key:
-            best.append(target)
-    return best[0] if len(best) == 1 else rng.choice(best)
+    best = min(candidates, key=_by_load)
+    if best.last_selected:
+        return best  # selections are numbered: nobody else has this one's
+    key = _by_load(best)
+    return rng.choice([target for target in candidates if _by_load(target) == key])
+
+
+_by_load = attrgetter("inflight", "processed", "last_selected")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .base import DecisionReason, Facts, RouteDecision, least_loaded
 
 if TYPE_CHECKING:
+    from sgl_router.kv_events import PromptMatch
     from sgl_router.workers import Target
 
 __all__ = ["CacheAwareZmq"]
@@ -42,32 +43,23 @@ class CacheAwareZmq:
         loads = [candidate.inflight for candidate in candidates]
         low, high = min(loads), max(loads)
         match = facts.match
-        deepest: list[Target] = []
-        depth = 0
-        if match is not None and match.by_target:
-            for candidate in candidates:
-                prefix = match.by_target.get(candidate)
-                if prefix is None or prefix.expected_tokens < depth:
-                    continue
-                if prefix.expected_tokens > depth:
-                    depth, deepest = prefix.expected_tokens, []
-                deepest.append(candidate)
-
         if high - low > self._abs and high > self._rel * low:
             reason, target = DecisionReason.IMBALANCED, least_loaded(candidates, self._rng)
         elif match is None:
             reason, target = DecisionReason.UNMATCHABLE, least_loaded(candidates, self._rng)
-        elif not deepest:
-            reason, target = DecisionReason.NO_MATCH, least_loaded(candidates, self._rng)
         else:
-            best = max(deepest, key=lambda candidate: match.by_target[candidate].tokens)
-            reusable = match.blocks_of(best) * match.by_target[best].page_size
-            if depth > self._cache_threshold * reusable:
-                target = least_loaded(deepest, self._rng)
-                held = match.by_target[target].tokens > self._cache_threshold * reusable
-                reason = DecisionReason.CACHE_HIT if held else DecisionReason.EXPECTED_HIT
+            depth, deepest = _deepest(candidates, match)
+            if not deepest:
+                reason, target = DecisionReason.NO_MATCH, least_loaded(candidates, self._rng)
             else:
-                reason, target = DecisionReason.BELOW_THRESHOLD, least_loaded(candidates, self._rng)
+                best = max(deepest, key=lambda candidate: match.by_target[candidate].tokens)
+                reusable = match.blocks_of(best) * match.by_target[best].page_size
+                if depth > self._cache_threshold * reusable:
+                    target = least_loaded(deepest, self._rng)
+                    held = match.by_target[target].tokens > self._cache_threshold * reusable
+                    reason = DecisionReason.CACHE_HIT if held else DecisionReason.EXPECTED_HIT
+                else:
+                    reason, target = DecisionReason.BELOW_THRESHOLD, least_loaded(candidates, self._rng)
 
         prefix = match.by_target.get(target) if match is not None else None
         page = prefix.page_size if prefix else target.worker.info.block_size
@@ -88,3 +80,23 @@ class CacheAwareZmq:
             epoch=prefix.epoch if prefix else None,
             expected_blocks=max(prefix.blocks, prefix.expected_blocks) if prefix else 0,
         )
+
+
+def _deepest(candidates: Sequence[Target], match: PromptMatch) -> tuple[int, list[Target]]:
+    """The most leading tokens that any candidate holds or will hold, and which candidates those are."""
+    depth = 0
+    deepest: list[Target] = []
+    held = match.by_target
+    if held:
+        get = held.get
+        for candidate in candidates:
+            prefix = get(candidate)
+            if prefix is not None:
+                # `expected_tokens`, spelt out: this runs for every target of every request.
+                blocks, _, page, expected, _ = prefix
+                tokens = (expected if expected > blocks else blocks) * page
+                if tokens > depth:
+                    depth, deepest = tokens, [candidate]
+                elif tokens == depth and tokens:
+                    deepest.append(candidate)
+    return depth, deepest

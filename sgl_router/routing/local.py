@@ -139,7 +139,12 @@ class LocalLease:
         worker = decision.target.worker
         if outcome is Outcome.COMPLETED or outcome is Outcome.CLIENT_ERROR:
             permit.success(now)
-        elif outcome in _BLAMED:
+        elif (
+            outcome is Outcome.WORKER_ERROR
+            or outcome is Outcome.UNREACHABLE
+            or outcome is Outcome.INCOMPLETE
+            or outcome is Outcome.TIMEOUT
+        ):
             if not permit.settled:
                 permit.failure(now)
             elif (again := worker.breaker.acquire(now)) is not None:  # praised at its first byte, then it broke off
@@ -151,6 +156,3 @@ class LocalLease:
         worker.stats.count(outcome.value)
         if cached_tokens is not None and outcome is Outcome.COMPLETED and decision.unmatched is None:
             routing._index.reported(decision.target, decision.matched_tokens, cached_tokens, decision.epoch)
-
-
-_BLAMED = frozenset((Outcome.WORKER_ERROR, Outcome.UNREACHABLE, Outcome.INCOMPLETE, Outcome.TIMEOUT))

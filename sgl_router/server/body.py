@@ -15,10 +15,10 @@ __all__ = ["JsonObject", "parse_chat", "parse_object"]
 
 MAX_MEMBERS = 50_000
 MAX_KEYS = 1_000
+_SMALLEST_MEMBER = len('"":0,')
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.json.Decoder().decode
-_SPACE = re.compile(rb"[ \t\r\n]*")
 _BYTE_AT = re.compile(r"\(byte (\d+)\)")
 
 
@@ -32,15 +32,19 @@ class JsonObject(Mapping[str, Any]):
         self._decoded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._decoded:
-            raw = self._fields[name]
-            try:
-                self._decoded[name] = _decode_value(raw)
-            except RecursionError:
-                raise BadRequest(f"{name!r} is nested too deeply", name) from None
-            except msgspec.DecodeError as error:
-                raise BadRequest(f"{name!r}: {_malformed(str(error))}", name) from None
-        return self._decoded[name]
+        if name in self._decoded:
+            return self._decoded[name]
+        raw = self._fields[name]
+        try:
+            value = self._decoded[name] = _decode_value(raw)
+        except RecursionError:
+            raise BadRequest(f"{name!r} is nested too deeply", name) from None
+        except msgspec.DecodeError as error:
+            raise BadRequest(f"{name!r}: {_malformed(str(error))}", name) from None
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name] if name in self._fields else default
 
     def __contains__(self, name: object) -> bool:
         return name in self._fields
@@ -56,15 +60,13 @@ def parse_object(body: bytes) -> JsonObject:
     """A body that must be one JSON object without repeated keys. Raises BadRequest saying what is wrong, and where."""
     if not body or body.isspace():
         raise BadRequest("the request body is empty; expected a JSON object")
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        raise BadRequest(f"the request body is not UTF-8: {error.reason} at byte {error.start}") from None
-    # Members of objects cost far more than their bytes: a body made of nothing else would hold the loop for seconds.
-    # A quote before a colon ends a key, unless it is an escaped one inside a string.
-    members = body.count(b'":') - body.count(b'\\":')
-    if members > MAX_MEMBERS:
-        raise BadRequest(f"the request body has {members} object members; expected at most {MAX_MEMBERS}")
+    if not body.isascii():
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise BadRequest(f"the request body is not UTF-8: {error.reason} at byte {error.start}") from None
+    if len(body) > _SMALLEST_MEMBER * MAX_MEMBERS and body.count(b":") > MAX_MEMBERS:
+        _limit_members(body)
     try:
         fields = _decode_fields(body)
     except msgspec.ValidationError:
@@ -83,48 +85,47 @@ def parse_object(body: bytes) -> JsonObject:
 def parse_chat(body: bytes) -> JsonObject:
     """A `/v1/chat/completions` body: an object with a string `model`, an array `messages`, a boolean `stream`."""
     chat = parse_object(body)
-    for name, kind, expected, required in (
-        ("model", str, "a string", True),
-        ("messages", list, "an array", True),
-        ("stream", bool, "a boolean", False),
-    ):
-        if name not in chat:
-            if required:
-                raise BadRequest(f"'{name}' is missing; expected {expected}", name)
-            continue
-        value = chat[name]
-        if not isinstance(value, kind):
-            raise BadRequest(f"'{name}' is {_describe(value)}; expected {expected}", name)
-    if not chat["model"]:
+    model = _field(chat, "model", str, "a string")
+    _field(chat, "messages", list, "an array")
+    if "stream" in chat:
+        _field(chat, "stream", bool, "a boolean")
+    if not model:
         raise BadRequest("'model' is an empty string; expected a model id", "model")
     return chat
 
 
+def _field(chat: JsonObject, name: str, kind: type, expected: str) -> Any:
+    if name not in chat:
+        raise BadRequest(f"'{name}' is missing; expected {expected}", name)
+    value = chat[name]
+    if not isinstance(value, kind):
+        raise BadRequest(f"'{name}' is {_describe(value)}; expected {expected}", name)
+    return value
+
+
+def _limit_members(body: bytes) -> None:
+    """Members of objects cost far more than their bytes: a body made of nothing else would hold the loop for seconds.
+
+    A quote before a colon ends a key, unless it is an escaped one inside a string.
+    """
+    members = body.count(b'":') - body.count(b'\\":')
+    if members > MAX_MEMBERS:
+        raise BadRequest(f"the request body has {members} object members; expected at most {MAX_MEMBERS}")
+
+
 def _each_key_once(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
-    """Whether `body` is exactly `fields` in order. The decoder keeps the last of repeated keys at the place of the
-    first, so a repetition cannot pass. False may also mean a key written with escapes: look closer."""
-
-    def skip(at: int) -> int:
-        match = _SPACE.match(body, at)
-        return match.end() if match else at
-
-    at = skip(0) + 1
-    for index, (name, raw) in enumerate(fields.items()):
-        at = skip(at)
-        if index:
-            if not body.startswith(b",", at):
-                return False
-            at = skip(at + 1)
-        key = b'"%b"' % name.encode("utf-8", "surrogatepass")
-        if not body.startswith(key, at):
-            return False
-        at = skip(at + len(key))
-        at = skip(at + 1)  # the colon: the decoder has seen it
-        value = memoryview(raw)
-        if body[at : at + len(value)] != value:
-            return False
-        at += len(value)
-    return body.startswith(b"}", skip(at))
+    """Whether `body` is exactly `fields`. The decoder keeps one value of a repeated key, so a body with a repetition is
+    longer than what is kept of it. False may also mean unusual white space, or a key written with escapes."""
+    keys = [b'"%b"' % name.encode("utf-8", "surrogatepass") for name in fields]
+    values = list(fields.values())
+    # Each pair has a colon and a comma, but for the last, whose comma's place the braces take one of.
+    compact = sum(map(len, keys)) + sum(len(memoryview(value)) for value in values) + 2 * len(keys) + bool(keys)
+    if len(body) == compact + (not keys) * 2:
+        return True
+    if len(body) != compact + max(2 * len(keys) - 1, 0):
+        return False
+    spaced = b", ".join([b": ".join(pair) for pair in zip(keys, values, strict=True)])
+    return body == b"{%b}" % spaced
 
 
 def _reject_repeated_key(body: bytes) -> None:
