@@ -1,9 +1,9 @@
 """What operators see: metrics, logs, and the record of every decision."""
 
 from .lag import watch_loop_lag
-from .logs import configure_logging
+from .logs import configure_logging, flush_logs
 from .metrics import Metrics
 from .outcome import Outcome
 from .record import RequestRecord
 
-__all__ = ["Metrics", "Outcome", "RequestRecord", "configure_logging", "watch_loop_lag"]
+__all__ = ["Metrics", "Outcome", "RequestRecord", "configure_logging", "flush_logs", "watch_loop_lag"]

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 import msgspec
 import structlog
 
-__all__ = ["configure_logging"]
+from .lines import JsonLines, TextLines
+from .sink import LineSink
+
+__all__ = ["configure_logging", "flush_logs", "take_lost_lines"]
+
+requests: JsonLines | TextLines | None = None
+"""Writes the lines of requests; None where they go through structlog."""
+_sink: LineSink | None = None
 
 
 def configure_logging(level: str, fmt: str) -> None:
     """`level`: debug, info, warning or error. `fmt`: `text` (coloured on a terminal) or `json`."""
+    global requests, _sink
+    if _sink is not None:
+        _sink.close()
+    sink = _sink = LineSink(sys.stderr)
+    stream = cast(TextIO, sink)
     number = getattr(logging, level.upper())
-    logging.basicConfig(format="%(message)s", stream=sys.stderr, level=max(number, logging.WARNING), force=True)
+    logging.basicConfig(format="%(message)s", stream=stream, level=max(number, logging.WARNING), force=True)
     # Each malformed request would otherwise be a traceback; what it was answered is counted.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     processors: list[Any] = [
@@ -24,19 +38,60 @@ def configure_logging(level: str, fmt: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
+    colors = sys.stderr.isatty()
     if fmt == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
+        requests = JsonLines(sink, number)
     else:
         # Plain tracebacks: the rich ones print local variables, and among those are keys.
-        colors, plain = sys.stderr.isatty(), structlog.dev.plain_traceback
-        processors.append(structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain))
+        plain = structlog.dev.plain_traceback
+        console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+        processors.append(console)
+        requests = None if colors else TextLines(sink, number, {name: _prefix(console, name) for name in _LEVELS})
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
     )
 
 
+def flush_logs() -> None:
+    """Write the lines that are still held."""
+    if _sink is not None:
+        _sink.flush()
+
+
+def take_lost_lines() -> int:
+    """How many lines could not be written since this was last asked."""
+    if _sink is None:
+        return 0
+    lost, _sink.lost = _sink.lost, 0
+    return lost
+
+
+_LEVELS = ("info", "warning")
+
+
+def _prefix(console: structlog.dev.ConsoleRenderer, level: str) -> str:
+    """What this structlog prints between the time and the first field."""
+    line = console(None, level, {"timestamp": "", "level": level, "event": "request", "key": 0})
+    return " " + line.removesuffix("key=0").lstrip()
+
+
 def _dumps(event: dict[str, Any], default: Any = None, **_: Any) -> str:
     return msgspec.json.encode(event, enc_hook=lambda value: repr(value)).decode()
+
+
+@atexit.register
+def _close() -> None:
+    if _sink is not None:
+        _sink.close()
+
+
+def _forked() -> None:
+    if _sink is not None:
+        _sink.forked()
+
+
+os.register_at_fork(after_in_child=_forked)

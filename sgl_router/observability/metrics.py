@@ -1,17 +1,17 @@
-"""Metric families. What belongs to requests is counted here as it happens; what belongs to workers is read off the
-registry when scraped, so that a removed worker's series disappear with it."""
+"""Metric families. What belongs to requests is counted here as it happens; what belongs to workers is in `fleet`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from sgl_router.kv_events import StreamState
-from sgl_router.workers import BreakerState, HealthState, WorkerMode
+from .fleet import FleetCollector
+from .instruments import Counter, Gauge, Histogram, Spread
+from .logs import take_lost_lines
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import KvIndex
@@ -24,226 +24,99 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30, 60, 120, 300, 600)
 _BLOCKS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 16384)
 _LAG = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
-_BREAKER = {BreakerState.CLOSED: 0, BreakerState.OPEN: 1, BreakerState.HALF_OPEN: 2}
 
 
 class Metrics:
-    """One per process. Label values are bounded: routes are templates, models are configured, workers registered."""
+    """One per process. Label values are bounded: routes are templates, models are configured, workers registered.
+
+    Everything is counted in the event loop's thread.
+    """
 
     def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
-        self._registry = CollectorRegistry(auto_describe=True)
-        self.requests = Counter(
-            "sgl_router_requests", "Requests received.", ("route", "method"), registry=self._registry
-        )
+        self.requests = Counter("sgl_router_requests", "Requests received.", ("route", "method"))
         self.responses = Counter(
-            "sgl_router_responses",
-            "Responses begun, by status.",
-            ("route", "method", "status_code"),
-            registry=self._registry,
+            "sgl_router_responses", "Responses begun, by status.", ("route", "method", "status_code")
         )
-        self.errors = Counter(
-            "sgl_router_errors", "Errors the router itself answered, by code.", ("code",), registry=self._registry
-        )
+        self.errors = Counter("sgl_router_errors", "Errors the router itself answered, by code.", ("code",))
         self.duration = Histogram(
             "sgl_router_request_duration_seconds",
             "From the whole request body to the end of the response.",
             ("model_id",),
             buckets=_SECONDS,
-            registry=self._registry,
         )
         self.ttft = Histogram(
             "sgl_router_ttft_seconds",
             "From the whole request body to the first byte of a streamed answer's body.",
             ("model_id",),
             buckets=_SECONDS,
-            registry=self._registry,
         )
         self.decision_time = Histogram(
             "sgl_router_decision_seconds",
             "Parsing, rendering, tokenizing, matching and choosing.",
             ("model_id",),
             buckets=(0.0001, 0.00025, 0.0005, *_SECONDS),
-            registry=self._registry,
         )
         self.overlap = Histogram(
             "sgl_router_overlap_blocks",
             "Blocks of the prompt that the chosen worker held.",
             ("model_id",),
             buckets=_BLOCKS,
-            registry=self._registry,
         )
         self.decisions = Counter(
             "sgl_router_cache_aware_decisions",
             "Decisions of the cache-aware policy, by reason.",
             ("model_id", "decision"),
-            registry=self._registry,
         )
         self.stale = Counter(
             "sgl_router_stale_requests",
             "Requests older than the stale bound, by what was left to tell the client.",
             ("outcome",),
-            registry=self._registry,
         )
         self.loop_lag = Histogram(
-            "sgl_router_event_loop_lag_seconds",
-            "How late the event loop ran a timer that was due.",
-            buckets=_LAG,
-            registry=self._registry,
+            "sgl_router_event_loop_lag_seconds", "How late the event loop ran a timer that was due.", buckets=_LAG
         )
-        self.records_lost = Counter(
-            "sgl_router_records_lost", "Requests whose log line could not be written.", registry=self._registry
-        )
-        self.draining = Gauge("sgl_router_draining", "1 while shutting down.", registry=self._registry)
-        self._registry.register(_FleetCollector(registry, index))
+        self.records_lost = Counter("sgl_router_records_lost", "Requests whose log line could not be written.")
+        self.draining = Gauge("sgl_router_draining", "1 while shutting down.")
+        self._models: dict[str, tuple[Spread, Spread, Spread]] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(_RequestCollector(self))
+        self._registry.register(FleetCollector(registry, index))
+
+    def of_model(self, model_id: str) -> tuple[Spread, Spread, Spread]:
+        """Duration, decision time and TTFT of a model."""
+        found = self._models.get(model_id)
+        if found is None:
+            found = self._models[model_id] = (
+                self.duration.labels(model_id),
+                self.decision_time.labels(model_id),
+                self.ttft.labels(model_id),
+            )
+        return found
 
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
 
 
-class _FleetCollector(Collector):
-    """Workers, their load, health, breakers, event streams and cached blocks, as they are at scrape time."""
-
-    def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
-        self._workers = registry
-        self._index = index
+class _RequestCollector(Collector):
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
     def describe(self) -> Iterable[Metric]:
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        workers = self._workers.all()
-        count = GaugeMetricFamily("sgl_router_workers", "Registered workers.", labels=("mode",))
-        for mode in WorkerMode:
-            count.add_metric((mode.value,), sum(worker.mode is mode for worker in workers))
-        yield count
-
-        outcomes = CounterMetricFamily(
-            "sgl_router_worker_requests",
-            "Requests sent to a worker, by how they ended.",
-            labels=("worker_url", "model_id", "mode", "outcome"),
-        )
-        load = GaugeMetricFamily(
-            "sgl_router_active_load",
-            "What a worker is working on: requests, prompt tokens still to prefill, KV blocks of running requests.",
-            labels=("worker_url", "kind"),
-        )
-        health = GaugeMetricFamily("sgl_router_worker_health", "1 if healthy.", labels=("worker_url",))
-        breaker = GaugeMetricFamily(
-            "sgl_router_worker_cb_state", "Circuit breaker: 0 closed, 1 open, 2 half-open.", labels=("worker_url",)
-        )
-        inflight = GaugeMetricFamily(
-            "sgl_router_worker_inflight_requests", "Requests in flight.", labels=("worker_url",)
-        )
-        for worker in workers:
-            url = worker.url
-            for outcome, value in worker.stats.requests.items():
-                outcomes.add_metric((url, worker.model_id, worker.mode.value, outcome), value)
-            requests = sum(target.inflight for target in worker.targets)
-            load.add_metric((url, "requests"), requests)
-            load.add_metric((url, "prefill_tokens"), sum(target.prefill_tokens for target in worker.targets))
-            load.add_metric((url, "decode_blocks"), sum(target.decode_blocks for target in worker.targets))
-            health.add_metric((url,), worker.health is HealthState.HEALTHY)
-            breaker.add_metric((url,), _BREAKER[worker.breaker.state])
-            inflight.add_metric((url,), requests)
-        yield from (outcomes, load, health, breaker, inflight)
-        yield from self._events()
-
-    def _events(self) -> Iterable[Metric]:
-        events = CounterMetricFamily(
-            "sgl_router_kv_events",
-            "Cache events applied, in blocks (cleared: times).",
-            labels=("worker_url", "dp_rank", "kind"),
-        )
-        untrusted = GaugeMetricFamily(
-            "sgl_router_kv_event_stream_untrusted",
-            "1 while a stream's claims are withheld: events were lost, or its connection broke.",
-            labels=("worker_url", "dp_rank"),
-        )
-        blocks = GaugeMetricFamily(
-            "sgl_router_kv_tree_blocks", "Blocks a rank holds.", labels=("worker_url", "dp_rank", "tier")
-        )
-        expected = GaugeMetricFamily(
-            "sgl_router_kv_tree_expected_blocks",
-            "Blocks that dispatched requests will make a rank hold; not counted as held.",
-            labels=("worker_url", "dp_rank"),
-        )
-        lag = GaugeMetricFamily(
-            "sgl_router_kv_event_lag_seconds",
-            "From the publication of the last batch (the worker's clock) to its being taken up here.",
-            labels=("worker_url", "dp_rank"),
-        )
-        agreement = GaugeMetricFamily(
-            "sgl_router_kv_agreement",
-            "Share of recent predicted hits that the worker's own cached_tokens confirmed.",
-            labels=("worker_url", "dp_rank"),
-        )
-        predictions = CounterMetricFamily(
-            "sgl_router_kv_predictions",
-            "Answers that reported cached_tokens, by how that compares with the prediction.",
-            labels=("worker_url", "dp_rank", "result"),
-        )
-        for worker in self._workers.all():
-            for rank in self._index.status(worker):
-                labels = (worker.url, str(rank.dp_rank))
-                for kind in ("stored", "removed", "cleared", "orphans", "unindexed", "skipped"):
-                    events.add_metric((*labels, kind), getattr(rank.stream.counters, kind))
-                withheld = rank.state in (StreamState.UNTRUSTED, StreamState.SUSPENDED)
-                untrusted.add_metric(labels, withheld)
-                for tier, held in rank.blocks.items():
-                    blocks.add_metric((*labels, tier), held)
-                expected.add_metric(labels, rank.expected_blocks)
-                lag.add_metric(labels, rank.lag_secs)
-                agreement.add_metric(labels, rank.agreement.score)
-                for outcome, value in rank.agreement.counts.items():
-                    predictions.add_metric((*labels, outcome.value), value)
-        yield from (events, untrusted, blocks, expected, lag, agreement, predictions)
-
-        totals = self._index.totals
-        failures = CounterMetricFamily(
-            "sgl_router_kv_event_decode_failures", "Event frames refused, by reason.", labels=("reason",)
-        )
-        for reason, value in totals.failures.items():
-            failures.add_metric((reason.value,), value)
-        yield failures
-        yield CounterMetricFamily(
-            "sgl_router_kv_event_sequence_gaps", "Times frames were missing from a stream.", value=totals.gaps
-        )
-        yield CounterMetricFamily(
-            "sgl_router_kv_event_missing_sequences", "Frames missing from streams.", value=totals.missing
-        )
-        repairs = CounterMetricFamily(
-            "sgl_router_kv_event_repairs", "Replays of missed events, by how they ended.", labels=("outcome",)
-        )
-        for repair, value in totals.repairs.items():
-            repairs.add_metric((repair.value,), value)
-        yield repairs
-        ranks = CounterMetricFamily(
-            "sgl_router_kv_snapshot_ranks",
-            "Ranks at a start from a snapshot, by what became of them.",
-            labels=("outcome",),
-        )
-        for became, value in self._index.warm.outcomes.items():
-            ranks.add_metric((became.value,), value)
-        yield ranks
-        kept = self._index.bound.blocks
-        yield GaugeMetricFamily("sgl_router_kv_index_blocks", "Blocks the index keeps, per rank.", value=kept)
-        size = self._index.memory_bytes()
-        yield GaugeMetricFamily("sgl_router_kv_index_bytes", "What they take, reckoned from table sizes.", value=size)
-        yield GaugeMetricFamily(
-            "sgl_router_kv_index_bytes_per_block", "The same per block.", value=size / kept if kept else 0.0
-        )
-        yield CounterMetricFamily(
-            "sgl_router_kv_index_forgotten_blocks",
-            "Blocks forgotten to stay within kv_events.max_blocks.",
-            value=self._index.bound.forgotten,
-        )
-        yield GaugeMetricFamily(
-            "sgl_router_kv_event_backlog_streams", "Streams with events waiting.", value=self._index.pump.backlog
-        )
-        yield CounterMetricFamily(
-            "sgl_router_kv_event_resyncs", "Times an untrusted stream started over.", value=totals.resyncs
-        )
-        yield CounterMetricFamily(
-            "sgl_router_kv_event_publisher_resets", "Publishers seen to start anew.", value=totals.restarts
-        )
+        found = self._metrics
+        found.records_lost.inc(take_lost_lines())
+        yield found.requests.family()
+        yield found.responses.family()
+        yield found.errors.family()
+        yield found.duration.family()
+        yield found.ttft.family()
+        yield found.decision_time.family()
+        yield found.overlap.family()
+        yield found.decisions.family()
+        yield found.stale.family()
+        yield found.loop_lag.family()
+        yield found.records_lost.family()
+        yield found.draining.family()

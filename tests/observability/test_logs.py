@@ -46,3 +46,49 @@ def test_text_has_no_colour_codes_off_a_terminal() -> None:
 @pytest.mark.parametrize(("level", "events"), [("debug", 4), ("warning", 2), ("error", 1)])
 def test_levels_filter(level: str, events: int) -> None:
     assert len(run(level, "json")) == events
+
+
+ORDER = """
+import asyncio, sys, structlog
+from types import SimpleNamespace
+from sgl_router.observability import Outcome, RequestRecord, configure_logging
+from sgl_router.observability import logs
+import logging
+configure_logging(sys.argv[1], sys.argv[2])
+log = structlog.get_logger("x")
+def request(name):
+    record = RequestRecord(name)
+    record.outcome = Outcome.REJECTED
+    record.status = 400
+    record.finish(SimpleNamespace(records_lost=None))
+async def main():
+    request("first")
+    log.info("second")
+    request("third")
+    logging.getLogger("other").warning("fourth")
+    request("fifth")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_lines_of_requests_keep_their_place_and_the_last_is_written_at_exit(fmt: str) -> None:
+    done = subprocess.run([sys.executable, "-c", ORDER, "info", fmt], capture_output=True, text=True, timeout=60)
+    found = done.stderr.splitlines()
+    assert len(found) == 5, done.stderr
+    for line, word in zip(found, ("first", "second", "third", "fourth", "fifth"), strict=True):
+        assert word in line
+
+
+def test_a_full_pipe_holds_up_nothing() -> None:
+    code = ORDER.replace('    request("fifth")', "    for _ in range(2000): request('x' * 60)")
+    code += "print(logs.take_lost_lines() == 0, flush=True)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "info", "json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"True\n"  # 2,000 lines are more than a pipe holds, and nobody reads them
+    _, err = process.communicate(timeout=60)
+    lines = err.splitlines()
+    assert len(lines) == 2004
+    assert all(json.loads(line) for number, line in enumerate(lines) if number != 3)

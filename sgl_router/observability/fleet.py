@@ -1,0 +1,169 @@
+"""What belongs to workers: read off the registry and the index at scrape time, so that a removed worker's series
+disappear with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sgl_router.kv_events import StreamState
+from sgl_router.workers import BreakerState, HealthState, WorkerMode
+
+if TYPE_CHECKING:
+    from sgl_router.kv_events import KvIndex
+    from sgl_router.workers import WorkerRegistry
+
+__all__ = ["FleetCollector"]
+
+_BREAKER = {BreakerState.CLOSED: 0, BreakerState.OPEN: 1, BreakerState.HALF_OPEN: 2}
+
+
+class FleetCollector(Collector):
+    """Workers, their load, health, breakers, event streams and cached blocks, as they are at scrape time."""
+
+    def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
+        self._workers = registry
+        self._index = index
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        workers = self._workers.all()
+        count = GaugeMetricFamily("sgl_router_workers", "Registered workers.", labels=("mode",))
+        for mode in WorkerMode:
+            count.add_metric((mode.value,), sum(worker.mode is mode for worker in workers))
+        yield count
+
+        outcomes = CounterMetricFamily(
+            "sgl_router_worker_requests",
+            "Requests sent to a worker, by how they ended.",
+            labels=("worker_url", "model_id", "mode", "outcome"),
+        )
+        load = GaugeMetricFamily(
+            "sgl_router_active_load",
+            "What a worker is working on: requests, prompt tokens still to prefill, KV blocks of running requests.",
+            labels=("worker_url", "kind"),
+        )
+        health = GaugeMetricFamily("sgl_router_worker_health", "1 if healthy.", labels=("worker_url",))
+        breaker = GaugeMetricFamily(
+            "sgl_router_worker_cb_state", "Circuit breaker: 0 closed, 1 open, 2 half-open.", labels=("worker_url",)
+        )
+        inflight = GaugeMetricFamily(
+            "sgl_router_worker_inflight_requests", "Requests in flight.", labels=("worker_url",)
+        )
+        for worker in workers:
+            url = worker.url
+            for outcome, value in worker.stats.requests.items():
+                outcomes.add_metric((url, worker.model_id, worker.mode.value, outcome), value)
+            requests = sum(target.inflight for target in worker.targets)
+            load.add_metric((url, "requests"), requests)
+            load.add_metric((url, "prefill_tokens"), sum(target.prefill_tokens for target in worker.targets))
+            load.add_metric((url, "decode_blocks"), sum(target.decode_blocks for target in worker.targets))
+            health.add_metric((url,), worker.health is HealthState.HEALTHY)
+            breaker.add_metric((url,), _BREAKER[worker.breaker.state])
+            inflight.add_metric((url,), requests)
+        yield from (outcomes, load, health, breaker, inflight)
+        yield from self._events()
+
+    def _events(self) -> Iterable[Metric]:
+        events = CounterMetricFamily(
+            "sgl_router_kv_events",
+            "Cache events applied, in blocks (cleared: times).",
+            labels=("worker_url", "dp_rank", "kind"),
+        )
+        untrusted = GaugeMetricFamily(
+            "sgl_router_kv_event_stream_untrusted",
+            "1 while a stream's claims are withheld: events were lost, or its connection broke.",
+            labels=("worker_url", "dp_rank"),
+        )
+        blocks = GaugeMetricFamily(
+            "sgl_router_kv_tree_blocks", "Blocks a rank holds.", labels=("worker_url", "dp_rank", "tier")
+        )
+        expected = GaugeMetricFamily(
+            "sgl_router_kv_tree_expected_blocks",
+            "Blocks that dispatched requests will make a rank hold; not counted as held.",
+            labels=("worker_url", "dp_rank"),
+        )
+        lag = GaugeMetricFamily(
+            "sgl_router_kv_event_lag_seconds",
+            "From the publication of the last batch (the worker's clock) to its being taken up here.",
+            labels=("worker_url", "dp_rank"),
+        )
+        agreement = GaugeMetricFamily(
+            "sgl_router_kv_agreement",
+            "Share of recent predicted hits that the worker's own cached_tokens confirmed.",
+            labels=("worker_url", "dp_rank"),
+        )
+        predictions = CounterMetricFamily(
+            "sgl_router_kv_predictions",
+            "Answers that reported cached_tokens, by how that compares with the prediction.",
+            labels=("worker_url", "dp_rank", "result"),
+        )
+        for worker in self._workers.all():
+            for rank in self._index.status(worker):
+                labels = (worker.url, str(rank.dp_rank))
+                for kind in ("stored", "removed", "cleared", "orphans", "unindexed", "skipped"):
+                    events.add_metric((*labels, kind), getattr(rank.stream.counters, kind))
+                withheld = rank.state in (StreamState.UNTRUSTED, StreamState.SUSPENDED)
+                untrusted.add_metric(labels, withheld)
+                for tier, held in rank.blocks.items():
+                    blocks.add_metric((*labels, tier), held)
+                expected.add_metric(labels, rank.expected_blocks)
+                lag.add_metric(labels, rank.lag_secs)
+                agreement.add_metric(labels, rank.agreement.score)
+                for outcome, value in rank.agreement.counts.items():
+                    predictions.add_metric((*labels, outcome.value), value)
+        yield from (events, untrusted, blocks, expected, lag, agreement, predictions)
+
+        totals = self._index.totals
+        failures = CounterMetricFamily(
+            "sgl_router_kv_event_decode_failures", "Event frames refused, by reason.", labels=("reason",)
+        )
+        for reason, value in totals.failures.items():
+            failures.add_metric((reason.value,), value)
+        yield failures
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_sequence_gaps", "Times frames were missing from a stream.", value=totals.gaps
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_missing_sequences", "Frames missing from streams.", value=totals.missing
+        )
+        repairs = CounterMetricFamily(
+            "sgl_router_kv_event_repairs", "Replays of missed events, by how they ended.", labels=("outcome",)
+        )
+        for repair, value in totals.repairs.items():
+            repairs.add_metric((repair.value,), value)
+        yield repairs
+        ranks = CounterMetricFamily(
+            "sgl_router_kv_snapshot_ranks",
+            "Ranks at a start from a snapshot, by what became of them.",
+            labels=("outcome",),
+        )
+        for became, value in self._index.warm.outcomes.items():
+            ranks.add_metric((became.value,), value)
+        yield ranks
+        kept = self._index.bound.blocks
+        yield GaugeMetricFamily("sgl_router_kv_index_blocks", "Blocks the index keeps, per rank.", value=kept)
+        size = self._index.memory_bytes()
+        yield GaugeMetricFamily("sgl_router_kv_index_bytes", "What they take, reckoned from table sizes.", value=size)
+        yield GaugeMetricFamily(
+            "sgl_router_kv_index_bytes_per_block", "The same per block.", value=size / kept if kept else 0.0
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_index_forgotten_blocks",
+            "Blocks forgotten to stay within kv_events.max_blocks.",
+            value=self._index.bound.forgotten,
+        )
+        yield GaugeMetricFamily(
+            "sgl_router_kv_event_backlog_streams", "Streams with events waiting.", value=self._index.pump.backlog
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_resyncs", "Times an untrusted stream started over.", value=totals.resyncs
+        )
+        yield CounterMetricFamily(
+            "sgl_router_kv_event_publisher_resets", "Publishers seen to start anew.", value=totals.restarts
+        )

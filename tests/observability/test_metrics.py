@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from sgl_router.kv_events import KvIndex
+from sgl_router.observability import Metrics, metrics
+from sgl_router.observability.metrics import _BLOCKS, _LAG, _SECONDS
+from sgl_router.workers import WorkerRegistry
+
+
+def render(made: Metrics) -> list[str]:
+    return made.render().decode().splitlines()
+
+
+def test_every_family_of_requests_is_announced_in_order() -> None:
+    names = [line.split()[2:] for line in render(Metrics(WorkerRegistry(), KvIndex())) if line.startswith("# TYPE")]
+    assert names[:12] == [
+        ["sgl_router_requests_total", "counter"],
+        ["sgl_router_responses_total", "counter"],
+        ["sgl_router_errors_total", "counter"],
+        ["sgl_router_request_duration_seconds", "histogram"],
+        ["sgl_router_ttft_seconds", "histogram"],
+        ["sgl_router_decision_seconds", "histogram"],
+        ["sgl_router_overlap_blocks", "histogram"],
+        ["sgl_router_cache_aware_decisions_total", "counter"],
+        ["sgl_router_stale_requests_total", "counter"],
+        ["sgl_router_event_loop_lag_seconds", "histogram"],
+        ["sgl_router_records_lost_total", "counter"],
+        ["sgl_router_draining", "gauge"],
+    ]
+    assert ["sgl_router_workers", "gauge"] in names[12:]
+
+
+def test_buckets_are_the_ones_dashboards_know() -> None:
+    made = Metrics(WorkerRegistry(), KvIndex())
+    for family, count in ((made.duration, len(_SECONDS)), (made.decision_time, len(_SECONDS) + 3),
+                          (made.ttft, len(_SECONDS)), (made.overlap, len(_BLOCKS))):  # fmt: skip
+        family.labels("m").observe(1)
+        (sample,) = {len(metric.samples) for metric in [family.family()]}
+        assert sample == count + 3  # and +Inf, _count, _sum
+    made.loop_lag.observe(0.001)
+    lines = render(made)
+    assert 'sgl_router_event_loop_lag_seconds_bucket{le="0.001"} 1.0' in lines
+    assert sum(line.startswith("sgl_router_event_loop_lag_seconds_bucket") for line in lines) == len(_LAG) + 1
+    assert 'sgl_router_decision_seconds_bucket{le="0.00025",model_id="m"} 0.0' in lines
+
+
+def test_a_models_children_are_those_of_the_families() -> None:
+    made = Metrics(WorkerRegistry(), KvIndex())
+    found = made.of_model("m")
+    assert made.of_model("m") is found
+    assert found == (made.duration.labels("m"), made.decision_time.labels("m"), made.ttft.labels("m"))
+
+
+def test_lines_lost_on_the_way_out_are_counted_when_scraped(monkeypatch) -> None:
+    lost = SimpleNamespace(left=3)
+
+    def take() -> int:
+        taken, lost.left = lost.left, 0
+        return taken
+
+    monkeypatch.setattr(metrics, "take_lost_lines", take)
+    made = Metrics(WorkerRegistry(), KvIndex())
+    made.records_lost.inc()
+    assert "sgl_router_records_lost_total 4.0" in render(made)
+    assert "sgl_router_records_lost_total 4.0" in render(made)
