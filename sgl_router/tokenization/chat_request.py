@@ -10,9 +10,22 @@ from typing import Any
 from sgl_router.tokenization.errors import Unrenderable, UnrenderableReason, invalid
 from sgl_router.tokenization.fields import as_bool, type_name
 from sgl_router.tokenization.messages import ContentFormat, declares_message_tools, normalize_messages
-from sgl_router.tokenization.tools import choose_tools, dump_tools
+from sgl_router.tokenization.tools import choose_tools, dump_request_tools
 
-__all__ = ["ChatCall", "Endpoint", "TemplateTraits", "parse_chat"]
+__all__ = ["SHAPING_KEYS", "ChatCall", "Endpoint", "TemplateTraits", "parse_chat"]
+
+# What the chat endpoint's prompt is made of, beside the messages.
+SHAPING_KEYS = frozenset(
+    {
+        "chat_template_kwargs",
+        "continue_final_message",
+        "input_ids",
+        "reasoning",
+        "reasoning_effort",
+        "tool_choice",
+        "tools",
+    }
+)
 
 
 class Endpoint(str, Enum):
@@ -74,7 +87,7 @@ def parse_chat(body: Mapping[str, Any], traits: TemplateTraits, endpoint: Endpoi
     twice = endpoint is Endpoint.TOKENIZE
     messages, message_tools = normalize_messages(body.get("messages"), traits.content_format, tools_dumped_twice=twice)
     raw_tools = body.get("tools")
-    tools = [] if raw_tools is None else dump_tools(raw_tools, "tools", normalize=True, twice=twice)
+    tools = [] if raw_tools is None else dump_request_tools(raw_tools, twice=twice)
     chosen = choose_tools(
         body.get("tool_choice"),
         tools,

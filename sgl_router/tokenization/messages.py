@@ -17,7 +17,7 @@ from sgl_router.tokenization.errors import Unrenderable, UnrenderableReason, inv
 from sgl_router.tokenization.fields import as_bool, as_int, as_object, as_optional_str, type_name
 from sgl_router.tokenization.tools import dump_tools
 
-__all__ = ["ContentFormat", "NormalizedMessages", "declares_message_tools", "normalize_messages"]
+__all__ = ["ContentFormat", "NormalizedMessages", "declares_message_tools", "normalize_messages", "plain_messages"]
 
 
 class ContentFormat(str, Enum):
@@ -35,6 +35,7 @@ class NormalizedMessages(NamedTuple):
 
 _GENERIC_ROLES = ("system", "assistant", "tool", "function", "developer", "latest_reminder", "root")
 _ROLES_DECLARING_TOOLS = frozenset({"root", "system", "developer"})
+_PLAIN_ROLES = {role: role for role in ("user", *_GENERIC_ROLES)}
 _PHASES = ("commentary", "final_answer")
 _LONG_NUMBER = re.compile(r"[0-9]{19}")
 _MEDIA_PARTS = frozenset({"image_url", "video_url", "audio_url", "input_audio"})
@@ -59,6 +60,12 @@ def normalize_messages(
         raise invalid("messages", f"must be an array, got {type_name(raw)}")
     if not raw:
         raise invalid("messages", "cannot be empty")
+    plain = plain_messages(raw)
+    if plain is not None:
+        roles, contents = plain
+        return NormalizedMessages(
+            [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)], []
+        )
     messages = [_message(message, f"messages[{i}]", content_format) for i, message in enumerate(raw)]
     callable_tools: list[dict[str, Any]] = []
     for i, message in enumerate(messages):
@@ -69,6 +76,22 @@ def normalize_messages(
             if declares:
                 callable_tools.extend(tools)
     return NormalizedMessages(messages, callable_tools)
+
+
+def plain_messages(raw: list[Any]) -> tuple[list[str], list[str]] | None:
+    """Roles and contents, where every message has one of each and nothing that would show beside; None otherwise."""
+    roles, contents = [], []
+    try:
+        for message in raw:
+            role = _PLAIN_ROLES[message["role"]]
+            content = message["content"]
+            if type(content) is not str or (len(message) != 2 and role != "user"):
+                return None
+            roles.append(role)
+            contents.append(content)
+    except (KeyError, TypeError, IndexError):
+        return None
+    return roles, contents
 
 
 def _message(raw: Any, path: str, content_format: ContentFormat) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
@@ -13,9 +13,11 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from sgl_router.tokenization.content_flow import OPAQUE, FlowError, follow_content
+from sgl_router.tokenization.content_questions import Question
 from sgl_router.tokenization.messages import ContentFormat
 
-__all__ = ["ChatTemplate", "detect_content_format", "detect_low_effort_variable"]
+__all__ = ["ChatTemplate", "FollowedTemplate", "detect_content_format", "detect_low_effort_variable", "strftime_now"]
 
 
 class _GenerationTag(Extension):
@@ -50,8 +52,23 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime_now(format: str) -> str:
+def strftime_now(format: str) -> str:
     return datetime.now().strftime(format)
+
+
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Looks a plain object's key up at once where jinja2 would first find that there is no such attribute."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+            try:
+                return obj[attribute]
+            except KeyError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -60,24 +77,25 @@ def _environment() -> ImmutableSandboxedEnvironment:
     Built here rather than taken from the installed transformers: newer ones rewrite messages before rendering
     (they add a `thinking` alias of `reasoning_content`), which the engine's does not.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
+    environment.globals["strftime_now"] = strftime_now
     return environment
 
 
 class ChatTemplate:
     """A compiled chat template; rendering is thread-safe. Raises jinja2.TemplateSyntaxError for a broken source."""
 
-    __slots__ = ("_template", "source", "special_tokens")
+    __slots__ = ("_environment", "_template", "source", "special_tokens")
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         self.source = source
         self.special_tokens = special_tokens
-        self._template = _environment().from_string(source)
+        self._environment = _environment()
+        self._template = self._environment.from_string(source)
 
     def render(
         self,
@@ -88,7 +106,8 @@ class ChatTemplate:
         add_generation_prompt: bool,
         variables: dict[str, Any],
     ) -> str:
-        return self._template.render(
+        return _rendered(
+            self._template,
             {
                 **self.special_tokens,
                 **variables,
@@ -96,8 +115,36 @@ class ChatTemplate:
                 "tools": tools,
                 "documents": documents,
                 "add_generation_prompt": add_generation_prompt,
-            }
+            },
         )
+
+    def followed(self, strftime_now: Callable[[str], str]) -> FollowedTemplate:
+        """This template as `content_flow` leaves it, asking the given clock. Raises FlowError."""
+        tree, questions = follow_content(self._environment, self.source)
+        environment = self._environment
+        code = environment.compile(tree)
+        names = environment.make_globals({OPAQUE: _opaque, "strftime_now": strftime_now})
+        return FollowedTemplate(jinja2.Template.from_code(environment, code, names), questions, self.special_tokens)
+
+
+class FollowedTemplate(NamedTuple):
+    """Renders as the template does, or raises where the outcome depends on contents beyond showing them."""
+
+    template: jinja2.Template
+    questions: tuple[Question, ...]
+    special_tokens: dict[str, str]
+
+    def render(self, messages: list[dict[str, Any]], variables: dict[str, Any]) -> str:
+        return _rendered(self.template, {**self.special_tokens, **variables, "messages": messages})
+
+
+def _rendered(template: jinja2.Template, variables: dict[str, Any]) -> str:
+    # Without Template.render's rewriting of tracebacks: a failing template is an answer here, not a bug to look into.
+    return "".join(template.root_render_func(template.new_context(variables)))
+
+
+def _opaque() -> None:
+    raise FlowError("a content is looked into")
 
 
 _MEDIA_WORDS = ("image", "audio", "video", "vision")

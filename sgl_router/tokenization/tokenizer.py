@@ -13,8 +13,9 @@ import structlog
 
 from sgl_router.prompt import Prompt
 from sgl_router.tokenization.body_size import exceeds
-from sgl_router.tokenization.chat_request import Endpoint, TemplateTraits, parse_chat
-from sgl_router.tokenization.encoders import Encoder, TokenIds, choose_encoder
+from sgl_router.tokenization.chat_request import ChatCall, Endpoint, TemplateTraits, parse_chat
+from sgl_router.tokenization.cut_points import conversation_cut
+from sgl_router.tokenization.encoders import Encoder, ReferenceEncoder, TokenIds, choose_encoder
 from sgl_router.tokenization.errors import TokenizerLoadError, Unrenderable, UnrenderableReason, invalid
 from sgl_router.tokenization.fields import as_int
 from sgl_router.tokenization.loading import TemplateSource, load_hf_tokenizer, load_template_source
@@ -22,9 +23,10 @@ from sgl_router.tokenization.messages import ContentFormat
 from sgl_router.tokenization.model_files import ModelFacts, model_facts
 
 if TYPE_CHECKING:
+    from sgl_router.tokenization.chat_prompts import ChatPrompts, PromptCounts
     from sgl_router.tokenization.template import ChatTemplate
 
-__all__ = ["ModelTokenizer", "RenderedPrompt"]
+__all__ = ["DEFAULT_CACHE_BYTES", "ModelTokenizer", "RenderedPrompt"]
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +38,7 @@ _INLINE_BODY_NODES = 600
 _INLINE_BODY_CHARS = 64_000
 _RENDERED_KEYS = ("messages", "tools", "chat_template_kwargs", "input_ids")
 _THREADS = 2
+DEFAULT_CACHE_BYTES = 64 << 20
 # Beyond this a model_max_length is transformers' way to say that nobody set one.
 _LARGEST_SENSIBLE_LENGTH = 1 << 32
 _MAX_TOKEN_ID = (1 << 32) - 1
@@ -70,6 +73,7 @@ class ModelTokenizer:
         facts: ModelFacts,
         broken_template: str | None = None,
         executor: Executor | None = None,
+        conversation_cache_bytes: int = 0,
     ) -> None:
         self._tokenizer = tokenizer
         self._encoder = encoder
@@ -84,6 +88,7 @@ class ModelTokenizer:
         # even a text-only chat is decoded and encoded again, and gains a second BOS.
         self._encodes_twice = facts.multimodal and self._adds_specials
         self._bos_token_id: int | None = getattr(tokenizer, "bos_token_id", None)
+        self._prompts = self._chat_prompts(conversation_cache_bytes) if conversation_cache_bytes else None
 
     @classmethod
     def load(
@@ -92,10 +97,12 @@ class ModelTokenizer:
         chat_template: str | None = None,
         *,
         default_chat_template_kwargs: Mapping[str, Any] | None = None,
+        conversation_cache_bytes: int = DEFAULT_CACHE_BYTES,
     ) -> ModelTokenizer:
         """Load from a directory, a tokenizer.json or a hub id: seconds of blocking work. Raises TokenizerLoadError.
 
-        `chat_template` and `default_chat_template_kwargs` are what the workers were started with.
+        `chat_template` and `default_chat_template_kwargs` are what the workers were started with. With
+        `conversation_cache_bytes` of 0, `prompt` makes every prompt from scratch.
         """
         from sgl_router.tokenization.template import detect_content_format, detect_low_effort_variable
 
@@ -111,7 +118,15 @@ class ModelTokenizer:
             default_kwargs=default_chat_template_kwargs,
         )
         encoder = choose_encoder(tokenizer, _probe_texts(template))
-        loaded = cls(tokenizer, encoder, template=template, traits=traits, facts=facts, broken_template=broken)
+        loaded = cls(
+            tokenizer,
+            encoder,
+            template=template,
+            traits=traits,
+            facts=facts,
+            broken_template=broken,
+            conversation_cache_bytes=conversation_cache_bytes,
+        )
         log.info(
             "tokenizer loaded",
             path=tokenizer_path,
@@ -145,8 +160,18 @@ class ModelTokenizer:
         return self._facts.context_length
 
     async def prompt(self, body: Mapping[str, Any]) -> Prompt:
-        """The prompt of a chat body, as `encode_chat` computes it. Raises Unrenderable."""
-        return Prompt(await self.encode_chat(body))
+        """The prompt of a chat body: the ids of `encode_chat`, at the cost of what is new in them. Raises Unrenderable.
+
+        For one event loop: what earlier prompts left behind is not shared between threads.
+        """
+        if self._prompts is None:
+            return Prompt(await self.encode_chat(body))
+        return await self._prompts.prompt(body)
+
+    @property
+    def prompt_counts(self) -> PromptCounts | None:
+        """How the conversation cache fares; None where there is none."""
+        return None if self._prompts is None else self._prompts.counts()
 
     async def encode_chat(self, body: Mapping[str, Any]) -> TokenIds:
         """The prompt's ids as the engine's chat endpoint computes them. Raises Unrenderable.
@@ -160,18 +185,16 @@ class ModelTokenizer:
         return await self._chat(body, Endpoint.TOKENIZE)
 
     async def _chat(self, body: Mapping[str, Any], endpoint: Endpoint) -> TokenIds:
-        rendered_from = [body[key] for key in _RENDERED_KEYS if key in body]
-        if exceeds(rendered_from, nodes=_INLINE_BODY_NODES, chars=_INLINE_BODY_CHARS):
+        if self.is_large(body):
             return await self.offload(lambda: self._encode_rendered(self._render(body, endpoint), endpoint))
         rendered = self._render(body, endpoint)
-        chars = len(rendered.text) + len(rendered.assistant_prefix or "")
-        if chars <= self.inline_chars and not self._encodes_twice:
+        if self.is_short([rendered.text], rendered.assistant_prefix) and not self._encodes_twice:
             return self._encode_rendered(rendered, endpoint)
         return await self.offload(lambda: self._encode_rendered(rendered, endpoint))
 
     async def encode_text(self, text: str, add_special_tokens: bool = True) -> TokenIds:
         """Ids of a plain prompt. Raises Unrenderable for text that is not valid Unicode."""
-        if len(text) <= self.inline_chars:
+        if self.is_short([text]):
             return self.encode(text, add_special_tokens)
         return await self.offload(lambda: self.encode(text, add_special_tokens))
 
@@ -182,9 +205,35 @@ class ModelTokenizer:
         except UnicodeError:
             raise invalid("messages", "the text has characters that are not valid Unicode") from None
 
-    def render(self, body: Mapping[str, Any]) -> RenderedPrompt:
-        """Normalise and render a chat body. Blocking; raises Unrenderable."""
-        return self._render(body, Endpoint.CHAT)
+    def is_large(self, body: Mapping[str, Any]) -> bool:
+        """Whether a body is too large to be normalised and rendered on the event loop."""
+        rendered_from = [body[key] for key in _RENDERED_KEYS if key in body]
+        return exceeds(rendered_from, nodes=_INLINE_BODY_NODES, chars=_INLINE_BODY_CHARS)
+
+    def is_short(self, texts: Sequence[str], other: str | None = None) -> bool:
+        """Whether texts may be encoded on the event loop: twice as much of what has one byte for each character."""
+        if other:
+            texts = [*texts, other]
+        chars = sum(map(len, texts))
+        limit = self.inline_chars
+        return chars <= limit or (chars <= 2 * limit and all(map(str.isascii, texts)))
+
+    def parse(self, body: Mapping[str, Any]) -> ChatCall | None:
+        """What the template is to be called with, None for a body that brings its ids. Raises Unrenderable."""
+        return self._parse(body, Endpoint.CHAT)
+
+    def render(self, body: Mapping[str, Any], call: ChatCall | None = None) -> RenderedPrompt:
+        """Normalise and render a chat body, parsed before or not. Blocking; raises Unrenderable."""
+        return self._render(body, Endpoint.CHAT, call)
+
+    def encode_rendered_text(self, text: str) -> TokenIds:
+        """Ids of a chat's rendered text or a part of it. Blocking; raises Unrenderable."""
+        return self.encode(text, not self._adds_specials)
+
+    def encode_continued(self, prefix: str) -> TokenIds:
+        """Ids of a final assistant message that is to be continued. Blocking; raises Unrenderable."""
+        ids = self.encode(prefix, True)
+        return ids[1:] if len(ids) and self._bos_token_id is not None and int(ids[0]) == self._bos_token_id else ids
 
     def encode_rendered(self, rendered: RenderedPrompt) -> TokenIds:
         """The ids of a rendered prompt. Blocking; raises Unrenderable."""
@@ -203,6 +252,17 @@ class ModelTokenizer:
         """Run blocking work on the threads that encode."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work)
 
+    def _chat_prompts(self, max_bytes: int) -> ChatPrompts | None:
+        if self._encodes_twice or self._template is None:
+            return None
+        from sgl_router.tokenization.chat_prompts import ChatPrompts
+        from sgl_router.tokenization.render_plan import RenderPlans
+
+        cut = None
+        if not isinstance(self._encoder, ReferenceEncoder):
+            cut = conversation_cut(self._tokenizer, self.encode_rendered_text, self._template)
+        return ChatPrompts(self, cut, RenderPlans(self._template, cut), max_bytes)
+
     def _usable_template(self) -> ChatTemplate:
         if self._facts.code_encoder is not None:
             raise Unrenderable(
@@ -215,15 +275,20 @@ class ModelTokenizer:
             raise Unrenderable(UnrenderableReason.NO_TEMPLATE, "the tokenizer has no chat template")
         return self._template
 
-    def _render(self, body: Mapping[str, Any], endpoint: Endpoint) -> RenderedPrompt:
-        input_ids = body.get("input_ids")
-        if input_ids is not None:
-            return RenderedPrompt("", False, token_ids=_client_ids(input_ids))
-        template = self._usable_template()
+    def _parse(self, body: Mapping[str, Any], endpoint: Endpoint) -> ChatCall | None:
+        if body.get("input_ids") is not None:
+            return None
+        self._usable_template()
         try:
-            call = parse_chat(body, self._traits, endpoint)
+            return parse_chat(body, self._traits, endpoint)
         except RecursionError:
             raise invalid("messages", "nested too deeply") from None
+
+    def _render(self, body: Mapping[str, Any], endpoint: Endpoint, parsed: ChatCall | None = None) -> RenderedPrompt:
+        call = self._parse(body, endpoint) if parsed is None else parsed
+        if call is None:
+            return RenderedPrompt("", False, token_ids=_client_ids(body["input_ids"]))
+        template = self._usable_template()
 
         def rendered(tools: list[dict[str, Any]] | None) -> str:
             return template.render(
@@ -252,10 +317,7 @@ class ModelTokenizer:
             return rendered.token_ids
         ids = self.encode(rendered.text, rendered.add_special_tokens)
         if rendered.assistant_prefix:
-            prefix = self.encode(rendered.assistant_prefix, True)
-            if len(prefix) and self._bos_token_id is not None and int(prefix[0]) == self._bos_token_id:
-                prefix = prefix[1:]
-            ids = np.concatenate((ids, prefix))
+            ids = np.concatenate((ids, self.encode_continued(rendered.assistant_prefix)))
         if self._encodes_twice and endpoint is Endpoint.CHAT:
             return self.encode(self.decode(ids, skip_special_tokens=False), True)
         return ids

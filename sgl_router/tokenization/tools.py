@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from sgl_router.tokenization.errors import invalid
 from sgl_router.tokenization.fields import as_bool, as_object, as_optional_str, type_name
 from sgl_router.tokenization.json_schema_types import normalize_schema_types
 
-__all__ = ["choose_tools", "dump_tools"]
+__all__ = ["choose_tools", "dump_request_tools", "dump_tools"]
+
+# Clients send the same tools with every request: this many lists are kept as dumped, each up to this size as JSON.
+_KEPT_LISTS = 32
+_KEPT_BYTES = 65_536
 
 _CHOICES = ("auto", "required", "none")
+
+
+def dump_request_tools(raw: Any, *, twice: bool) -> list[dict[str, Any]]:
+    """`dump_tools` of a request's own tools. What it returns may be shared: it is not to be changed."""
+    try:
+        encoded = msgspec.json.encode(raw)
+    except (TypeError, ValueError, OverflowError, RecursionError):
+        encoded = b""
+    if not 0 < len(encoded) <= _KEPT_BYTES:
+        return dump_tools(raw, "tools", normalize=True, twice=twice)
+    return _dumped(encoded, twice)
+
+
+@lru_cache(maxsize=_KEPT_LISTS)
+def _dumped(encoded: bytes, twice: bool) -> list[dict[str, Any]]:
+    return dump_tools(msgspec.json.decode(encoded), "tools", normalize=True, twice=twice)
 
 
 def dump_tools(raw: Any, path: str, *, normalize: bool, twice: bool = False) -> list[dict[str, Any]]:

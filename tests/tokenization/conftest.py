@@ -77,6 +77,7 @@ def build(hf: Any) -> Callable[..., ModelTokenizer]:
         defaults: Mapping[str, Any] | None = None,
         facts: ModelFacts = NO_FACTS,
         executor: Executor | None = None,
+        conversation_cache_bytes: int = 0,
     ) -> ModelTokenizer:
         tokenizer = hf if tokenizer is None else tokenizer
         special = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
@@ -92,6 +93,7 @@ def build(hf: Any) -> Callable[..., ModelTokenizer]:
             traits=traits,
             facts=facts,
             executor=executor,
+            conversation_cache_bytes=conversation_cache_bytes,
         )
 
     return make

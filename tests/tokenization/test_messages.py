@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sgl_router.tokenization import Unrenderable, UnrenderableReason
-from sgl_router.tokenization.messages import ContentFormat, declares_message_tools, normalize_messages
+from sgl_router.tokenization.messages import ContentFormat, declares_message_tools, normalize_messages, plain_messages
 
 STRING, OPENAI = ContentFormat.STRING, ContentFormat.OPENAI
 
@@ -204,3 +204,39 @@ def test_message_tools_are_noticed_before_validation() -> None:
     assert declares_message_tools([{"role": "System", "tools": [1]}])
     assert not declares_message_tools([{"role": "user", "tools": [1]}, {"role": "system", "tools": []}, {"role": 1}, 2])
     assert not declares_message_tools("x")
+
+
+def test_plain_messages_are_what_normalizing_makes_of_them() -> None:
+    raw = [
+        {"role": "system", "content": "s"},
+        {"content": "u", "role": "user", "name": "left out", "tool_calls": "not looked at"},
+        {"role": "assistant", "content": ""},
+        {"role": "tool", "content": "t"},
+    ]
+    plain = plain_messages(raw)
+    assert plain == (["system", "user", "assistant", "tool"], ["s", "u", "", "t"])
+    one_by_one = [one(message) for message in raw]
+    assert [list(message.items()) for message in normalize_messages(raw, STRING).messages] == [
+        list(message.items()) for message in one_by_one
+    ]
+    assert [(message["role"], message["content"]) for message in one_by_one] == list(zip(*plain, strict=True))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "System", "content": "x"},
+        {"role": "robot", "content": "x"},
+        {"role": ["user"], "content": "x"},
+        {"role": "user", "content": None},
+        {"role": "user"},
+        {"content": "x"},
+        {"role": "assistant", "content": "x", "reasoning_content": "y"},
+        "user",
+        ["role", "content"],
+        None,
+        7,
+    ],
+)
+def test_other_messages_are_not_plain(message: Any) -> None:
+    assert plain_messages([{"role": "user", "content": "x"}, message]) is None

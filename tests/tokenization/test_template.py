@@ -191,3 +191,20 @@ def test_the_low_effort_switch_belongs_to_one_family_of_templates() -> None:
     assert detect_low_effort_variable(source) == "low_effort"
     assert detect_low_effort_variable(source + "<|channel|>") is None
     assert detect_low_effort_variable("{% if low_effort %}{% endif %}") is None
+
+
+def test_keys_of_objects_are_found_as_jinja_finds_them() -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    source = (
+        "{{ m.role }}{{ m.missing is defined }}{{ m.missing }}{{ m.items is defined }}{{ m.keys() | list }}"
+        "{{ m.get('role') }}{{ m.__class__ is defined }}{{ m.inner.x }}{{ m.inner.y }}{{ m['role'] }}"
+    )
+    message = {"role": "user", "items": 1, "get": 2, "__class__": 3, "inner": {"x": 4}}
+    plain = ImmutableSandboxedEnvironment().from_string(source).render(m=message)
+    template = ChatTemplate(source.replace("m.", "messages[0].").replace("m[", "messages[0]["), {})
+    assert template.render([message], tools=None, documents=None, add_generation_prompt=True, variables={}) == plain
+    with pytest.raises(jinja2.UndefinedError, match="no attribute 'missing'"):
+        ChatTemplate("{{ messages[0].missing.x }}", {}).render(
+            [message], tools=None, documents=None, add_generation_prompt=True, variables={}
+        )

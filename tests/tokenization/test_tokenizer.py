@@ -262,3 +262,12 @@ def test_context_length_comes_from_the_tokenizer_else_from_the_model(build: Buil
     facts = ModelFacts(code_encoder=None, multimodal=False, context_length=777)
     assert build(CHATML, tokenizer=Unlimited(), encoder=HfEncoder(hf), facts=facts).max_model_len == 777
     assert build(CHATML, tokenizer=Unlimited(), encoder=HfEncoder(hf)).max_model_len is None
+
+
+def test_text_of_one_byte_characters_may_be_twice_as_long_on_the_loop(build: Build) -> None:
+    tokenizer = build(CHATML)
+    limit = tokenizer.inline_chars
+    assert tokenizer.is_short(["x" * limit, "y" * limit])
+    assert not tokenizer.is_short(["x" * limit, "y" * limit], "z")
+    assert tokenizer.is_short(["é" * limit])
+    assert not tokenizer.is_short(["é" * limit], "x")

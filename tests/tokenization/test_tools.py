@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sgl_router.tokenization import Unrenderable
-from sgl_router.tokenization.tools import choose_tools, dump_tools
+from sgl_router.tokenization.tools import choose_tools, dump_request_tools, dump_tools
 
 
 def tool(name: str, **function: Any) -> dict[str, Any]:
@@ -129,3 +129,19 @@ def test_impossible_choices_are_refused_by_field(
     with pytest.raises(Unrenderable) as caught:
         choose_tools(choice, tools, message_tools, declared=True)
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_requests_tools_are_dumped_once_and_the_same(twice: bool) -> None:
+    raw = [{"type": "function", "function": {"name": "get", "parameters": {"type": "int", "x": [1.0, 1, True, None]}}}]
+    first = dump_request_tools(raw, twice=twice)
+    assert first == dump_tools(raw, "tools", normalize=True, twice=twice)
+    assert dump_request_tools([dict(tool) for tool in raw], twice=twice) is first
+    raw[0]["function"]["parameters"]["x"] = [1, 1, True, None]
+    assert dump_request_tools(raw, twice=twice) is not first
+
+
+@pytest.mark.parametrize("extra", [1 << 70, "x" * 100_000, "\ud800"])
+def test_tools_that_cannot_be_kept_are_dumped_each_time(extra: Any) -> None:
+    raw = [{"type": "function", "function": {"name": "get", "parameters": {"extra": extra}}}]
+    assert dump_request_tools(raw, twice=False) == dump_tools(raw, "tools", normalize=True)
