@@ -1,9 +1,8 @@
 """The data path: a request to a worker, its answer to the client."""
 
-from .connection import Headers
 from .deadline import Deadline
-from .headers import RANK_HEADER, forward_headers, relay_headers
-from .outbound import ClientGone, Outbound
+from .headers import RANK_HEADER, Headers, forward_headers
+from .outbound import ClientGone, DirectOutbound, Outbound
 from .pool import UpstreamExchange, UpstreamPool
 from .relay import Relayed, relay
 
@@ -11,6 +10,7 @@ __all__ = [
     "RANK_HEADER",
     "ClientGone",
     "Deadline",
+    "DirectOutbound",
     "Headers",
     "Outbound",
     "Relayed",
@@ -18,5 +18,4 @@ __all__ = [
     "UpstreamPool",
     "forward_headers",
     "relay",
-    "relay_headers",
 ]

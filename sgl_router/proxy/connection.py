@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections.abc import Callable
 from typing import cast
 
 import httptools
 
 from sgl_router.errors import RouterError, UpstreamBodyIncomplete, UpstreamUnreachable
 
-__all__ = ["Headers", "UpstreamConnection"]
+from .headers import CODING, CONNECTION, LENGTH, RELAYED, TRAVELS, Headers, connection_options
 
-Headers = list[tuple[bytes, bytes]]
+__all__ = ["WHOLE_LIMIT", "Headers", "UpstreamConnection"]
 
-# Reading stops while this much of a response waits for the client, and goes on below a quarter of it.
+# An answer that is no event stream is held until it is complete, up to this size: one wake-up for all of it, and one
+# that breaks off can still become a clean error.
+WHOLE_LIMIT = 4 << 20
+# Reading stops while this much of a response waits for the client, and goes on when it has been taken.
 RELAY_HIGH_WATER = 256 << 10
 MAX_HEAD_BYTES = 64 << 10
+# A larger request body is written in pieces of this size, as the worker takes them.
+UPLOAD_PIECE = 256 << 10
+
+Sink = Callable[[bytes], bool]
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -26,70 +33,141 @@ class UpstreamConnection(asyncio.Protocol):
     UpstreamBodyIncomplete (broken in the middle of one). A worker's words never appear in them.
     """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "_bodiless",
+        "_buffered",
+        "_busy",
+        "_chunked",
+        "_chunks",
+        "_distrusted",
+        "_failure",
+        "_head_bytes",
+        "_head_done",
+        "_hop_options",
+        "_limit",
+        "_loop",
+        "_lost",
+        "_parser",
+        "_piecewise",
+        "_reading_paused",
+        "_sink",
+        "_transport",
+        "_unsent",
+        "_waiter",
+        "_writing_paused",
+        "closed",
+        "complete",
+        "content_length",
+        "headers",
+        "idle_since",
+        "status",
+        "stream",
+    )
+
+    def __init__(self, lost: Callable[[], None] | None = None) -> None:
+        """`lost` is called once, when the connection is gone or `leave` says that it was not to be had."""
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
-        self._error: RouterError | None = None
-        self._chunks: deque[bytes] = deque()
+        # A class and its message, no instance: a kept exception would hold the frames that it passed through.
+        self._failure: tuple[type[RouterError], str] | None = None
+        self._chunks: list[bytes] = []
         self._buffered = 0
-        self._paused = False
+        self._limit = WHOLE_LIMIT
+        self._piecewise = False  # whether every piece wakes the reader
+        self._sink: Sink | None = None
+        self._reading_paused = False
+        self._writing_paused = False
+        self._unsent = False
         self._busy = False
+        self._bodiless = False
         self._head_done = False
-        self._complete = False
-        self._until_close = False
-        self._surplus = False
         self._head_bytes = 0
+        self._chunked = False
+        self._distrusted = False
+        self._hop_options: set[bytes] | None = None
         self.closed = False
+        self.complete = False
         self.status = 0
         self.headers: Headers = []
         self.content_length: int | None = None
-        self.exchanges = 0
+        self.stream = False
         self.idle_since = 0.0
 
     # --- exchange -----------------------------------------------------------------------------------------------
 
-    async def request(self, head: bytes, body: bytes) -> None:
-        """Send a request and wait for the response head: `status`, `headers`, `content_length` are then set."""
-        if self.closed or self._transport is None:
-            raise self._error or UpstreamUnreachable("the worker closed the connection before answering")
-        self.exchanges += 1
-        self._busy = True
-        self._complete = self._head_done = self._until_close = False
-        self._head_bytes = 0
-        self.headers = []
-        self.content_length = None
-        self._transport.writelines((head, body))
-        while not self._head_done:
-            if self._error is not None:
-                raise self._error
-            await self._wait()
+    async def request(self, head: bytes, body: bytes, bodiless: bool = False) -> None:
+        """Send a request and wait for its answer: for the head of an event stream, for all of anything else (or the
+        first WHOLE_LIMIT bytes). `bodiless`: the answer has no body whatever its head says, as with HEAD.
 
-    async def read(self) -> bytes | None:
-        """The next piece of the body, what has piled up joined; None at its end. Raises when it breaks off."""
+        Then `status`, `headers` (those for the client, names in lower case), `stream` and `complete` are set.
+        """
+        transport = self._transport
+        self._busy = True
+        self._bodiless = bodiless
+        self.complete = self._head_done = False
+        self._head_bytes = 0
+        self._limit = WHOLE_LIMIT
+        self._piecewise = False
+        if self.closed or transport is None:
+            self._fail(_NO_ANSWER)
+        elif len(body) <= UPLOAD_PIECE:
+            transport.writelines((head, body))
+        else:
+            await self._upload(transport, head, body)
+        while not self.complete:
+            if self._failure is not None:
+                raise self._failure[0](self._failure[1])
+            if self._head_done and (self._piecewise or self._buffered > WHOLE_LIMIT):
+                break
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._piecewise = True
+        self._limit = RELAY_HIGH_WATER
+
+    async def read(self, sink: Sink | None = None) -> bytes | None:
+        """The next piece of the body, what has piled up joined; None at its end. Raises when it breaks off.
+
+        While it waits, pieces go to `sink` the moment they arrive; it returns with the first one that `sink` refuses.
+        """
         while not self._chunks:
-            if self._complete:
+            if self.complete:
                 return None
-            if self._error is not None:
-                raise self._error
-            await self._wait()
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+            if self._failure is not None:
+                raise self._failure[0](self._failure[1])
+            self._waiter = self._loop.create_future()
+            self._sink = sink
+            try:
+                await self._waiter
+            finally:
+                self._waiter = self._sink = None
+        return self.take()
+
+    def take(self) -> bytes:
+        """What has arrived of the body and was not taken yet."""
+        chunks = self._chunks
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
         self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
+        if self._reading_paused and self._transport is not None:
+            self._reading_paused = False
             self._transport.resume_reading()
         return data
 
     @property
     def unanswered(self) -> bool:
         """Whether the worker closed the connection without a single byte in answer to the last request."""
-        return self.closed and not self._head_done and not self._head_bytes and self._error is not None
+        return self.closed and not self._head_bytes and self._failure is not None
 
     @property
     def reusable(self) -> bool:
         """Whether the exchange ended cleanly and the worker keeps the connection open."""
-        return not self.closed and self._complete and not self._busy and not self._chunks
+        return self.complete and not (self.closed or self._chunks or self._unsent)
 
     def close(self) -> None:
         """Drop the connection at once; the worker sees the client gone. Idempotent."""
@@ -97,21 +175,39 @@ class UpstreamConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+    def leave(self) -> None:
+        """The connection is not to be used again. Calls `lost`, unless it has been called."""
+        self._parser = None  # it holds this object
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            lost()
+
+    async def _upload(self, transport: asyncio.Transport, head: bytes, body: bytes) -> None:
+        """Write a large request as fast as the worker takes it; stop where it has answered before it had it all."""
+        transport.write(head)
+        rest = memoryview(body)
+        self._unsent = True
+        while rest:
+            if self.complete or self._failure is not None:
+                return
+            if self._writing_paused:
+                self._waiter = self._loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            else:
+                transport.write(rest[:UPLOAD_PIECE])
+                rest = rest[UPLOAD_PIECE:]
+        self._unsent = False
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
     def _fail(self, message: str) -> None:
-        if self._error is None:
-            kind = UpstreamBodyIncomplete if self._head_done else UpstreamUnreachable
-            self._error = kind(message)
+        if self._failure is None and not self.complete:
+            self._failure = (UpstreamBodyIncomplete if self._head_done else UpstreamUnreachable), message
         self.close()
         self._wake()
 
@@ -124,7 +220,8 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._busy:
             self.close()  # a response nobody asked for: what follows on this connection cannot be told apart
             return
-        if not self._head_done:
+        began = self._head_done
+        if not began:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -132,63 +229,114 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail("the worker tried to switch protocols")
         except httptools.HttpParserError:
             self._fail("the worker's answer is not valid HTTP")
-        if not self._head_done and self._head_bytes > MAX_HEAD_BYTES:
-            self._fail("the worker's response headers are too large")
-        self._wake()
-        if self._buffered > RELAY_HIGH_WATER and not self._paused and not self.closed and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
+        if self._bodiless and self._head_done:
+            self._parser = httptools.HttpResponseParser(self)  # the old one waits for the body that does not come
+        if not began and self._head_bytes > MAX_HEAD_BYTES and not self._head_fits():
+            self._failure = UpstreamUnreachable, "the worker's response headers are too large"
+            self.complete = False
+            self.close()
+        chunks = self._chunks
+        if chunks and self._sink is not None and self._sink(chunks[0] if len(chunks) == 1 else b"".join(chunks)):
+            chunks.clear()
+            self._buffered = 0
+        if self.complete or self._failure is not None:
+            self._wake()
+        elif self._head_done:
+            over = self._buffered > self._limit
+            if over or (self._piecewise and (chunks or not began)):
+                self._wake()
+            if over and not self._reading_paused and self._transport is not None:
+                self._reading_paused = True
+                self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if self._busy:
-            if self._head_done and self._until_close and exc is None:
-                self._complete, self._busy = True, False
-            elif self._head_done:
+            framed = self._chunked or self.content_length is not None
+            if not self._head_done:
+                self._fail(_NO_ANSWER)
+            elif framed or exc is not None:
                 self._fail("the worker closed the connection in the middle of its answer")
             else:
-                self._fail("the worker closed the connection before answering")
+                self.complete, self._busy = True, False
+        self._wake()
+        self.leave()
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
         self._wake()
 
     # --- httptools ----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        if self._complete:
-            self._surplus = True  # a second answer to one request: whose it is cannot be told
-            self.close()
-        else:
-            self.headers = []
+        if self.complete:
+            self.close()  # a second answer to one request: whose it is cannot be told
+            return
+        self.headers = []
+        self.content_length = None
+        self.stream = False
+        self._chunked = self._distrusted = False
+        self._hop_options = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._head_done:  # later ones are trailers: nothing behind the router reads them
-            self.headers.append((name, value))
+        if self._head_done:
+            return  # a trailer: nothing behind the router reads them
+        lower, kind = RELAYED[name]
+        if kind == TRAVELS:
+            self.headers.append((lower, value))
+        elif kind == LENGTH:
+            self.content_length = int(value)
+        elif kind == CODING:
+            # Any coding but this one would reach the client undeclared, and two of them are a way to smuggle.
+            self._distrusted = self._chunked or value.strip().lower() != b"chunked"
+            self._chunked = True
+        elif kind == CONNECTION:
+            if value != b"keep-alive" and value != b"close":
+                self._hop_options = connection_options(value) | (self._hop_options or set())
+        elif lower == b"content-type":
+            self.headers.append((lower, value))
+            self.stream = value[:17].lower() == b"text/event-stream"
 
     def on_headers_complete(self) -> None:
-        if self._surplus:
+        if self.complete:
             return
-        status = self._parser.get_status_code()
-        if status < 200:
+        status: int = self._parser.get_status_code()
+        if not 200 <= status <= 599:
+            if not 100 <= status < 200:
+                self._fail("the worker's answer is not valid HTTP")
             return  # 100 Continue, 103 Early Hints: the answer proper follows
+        if self._distrusted or (self._chunked and self.content_length is not None):
+            self._fail("the worker framed its answer in a way that cannot be trusted")
+            return
         self.status = status
-        chunked = False
-        for name, value in self.headers:
-            lower = name.lower()
-            if lower == b"content-length":
-                self.content_length = int(value)
-            elif lower == b"transfer-encoding":
-                chunked = True
-        self._until_close = not chunked and self.content_length is None and status not in (204, 304)
+        if self._hop_options is not None:
+            self.headers = [pair for pair in self.headers if pair[0] not in self._hop_options]
         self._head_done = True
+        self._piecewise = self.stream
+        if self._bodiless:
+            self._end()
 
     def on_body(self, body: bytes) -> None:
-        if self._surplus:
-            return
-        self._chunks.append(body)
-        self._buffered += len(body)
+        if self.complete:
+            self.close()
+        elif self._head_done:
+            self._chunks.append(body)
+            self._buffered += len(body)
 
     def on_message_complete(self) -> None:
-        if not self._head_done:
-            return
-        self._complete, self._busy = True, False
+        if self._head_done and not self.complete:
+            self._end()
+
+    def _end(self) -> None:
+        self.complete, self._busy = True, False
         if not self._parser.should_keep_alive():
             self.close()
+
+    def _head_fits(self) -> bool:
+        return self._head_done and sum(len(name) + len(value) for name, value in self.headers) <= MAX_HEAD_BYTES
+
+
+_NO_ANSWER = "the worker closed the connection before answering"

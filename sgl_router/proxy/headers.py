@@ -4,54 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .connection import Headers
+__all__ = [
+    "CODING",
+    "CONNECTION",
+    "CONTENT_TYPE",
+    "LENGTH",
+    "RANK_HEADER",
+    "RELAYED",
+    "TRAVELS",
+    "Headers",
+    "connection_options",
+    "forward_headers",
+]
 
-__all__ = ["RANK_HEADER", "forward_headers", "relay_headers"]
+Headers = list[tuple[bytes, bytes]]
 
 RANK_HEADER = b"x-data-parallel-rank"
 
-# RFC 9110 section 7.6.1, and the framing this hop decides on its own.
-_HOP_BY_HOP = frozenset(
-    (
-        b"connection",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"content-length",
-    )
-)
-# `expect` is answered here; the rank is the router's to choose; the request id is set anew.
-_NOT_FORWARDED = _HOP_BY_HOP | {b"host", b"expect", RANK_HEADER, b"x-request-id"}
-_NOT_RELAYED = _HOP_BY_HOP | {
-    b"x-request-id",
-    b"x-sgl-router-worker",
-    b"x-sgl-router-decision",
-    b"x-router-error-code",
+# What to do with a header of a given name. Zero is the common case, so that a truth test is enough for it.
+TRAVELS, STAYS, CONNECTION, LENGTH, CODING, CONTENT_TYPE = range(6)
+
+_SPECIAL = {
+    b"connection": CONNECTION,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"content-type": CONTENT_TYPE,
 }
+# RFC 9110 section 7.6.1; `connection` and the framing, which each hop decides on its own, are special.
+_HOP_BY_HOP = frozenset(
+    (b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"upgrade")
+)
+_LONGEST_REMEMBERED = 64
+_MOST_REMEMBERED = 512
+
+
+class HeaderNames(dict[bytes, tuple[bytes, int]]):
+    """Name as received -> name in lower case, what to do with it. Remembers the names it has met, up to a bound."""
+
+    def __init__(self, stays: Iterable[bytes]) -> None:
+        super().__init__()
+        self._stays = _HOP_BY_HOP | frozenset(stays)
+
+    def __missing__(self, name: bytes) -> tuple[bytes, int]:
+        lower = name.lower()
+        found = lower, STAYS if lower in self._stays else _SPECIAL.get(lower, TRAVELS)
+        if len(name) <= _LONGEST_REMEMBERED:
+            if len(self) >= _MOST_REMEMBERED:
+                self.clear()
+            self[name] = found
+        return found
+
+
+# `expect` is answered here; the rank is the router's to choose; the request id is set anew.
+_FORWARDED = HeaderNames((b"host", b"expect", RANK_HEADER, b"x-request-id"))
+# What the router itself says of an answer.
+RELAYED = HeaderNames((b"x-request-id", b"x-sgl-router-worker", b"x-sgl-router-decision", b"x-router-error-code"))
 
 
 def forward_headers(incoming: Iterable[tuple[bytes, bytes]]) -> Headers:
     """A client's headers as a worker should see them, order and repetition kept, names in lower case."""
-    return _drop(incoming, _NOT_FORWARDED)
-
-
-def relay_headers(answered: Iterable[tuple[bytes, bytes]]) -> Headers:
-    """A worker's headers as the client should see them."""
-    return _drop(answered, _NOT_RELAYED)
-
-
-def _drop(headers: Iterable[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
     kept: Headers = []
     named: set[bytes] = set()
-    for name, value in headers:
-        lower = name.lower()
-        if lower == b"connection":  # what it names belongs to this hop too
-            named.update(token.strip().lower() for token in value.split(b","))
-        elif lower not in dropped:
+    for name, value in incoming:
+        lower, kind = _FORWARDED[name]
+        if not kind or kind == CONTENT_TYPE:
             kept.append((lower, value))
+        elif kind == CONNECTION and value != b"keep-alive":
+            named |= connection_options(value)
     return [pair for pair in kept if pair[0] not in named] if named else kept
+
+
+def connection_options(value: bytes) -> set[bytes]:
+    """The names in a `Connection` header: the headers they stand for belong to this hop too."""
+    return {token.strip().lower() for token in value.split(b",")}

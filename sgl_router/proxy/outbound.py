@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from .connection import Headers
+from .headers import Headers
 
-__all__ = ["ClientGone", "Outbound"]
+__all__ = ["ClientGone", "DirectOutbound", "Outbound"]
 
 
 class ClientGone(Exception):
@@ -33,3 +33,18 @@ class Outbound(Protocol):
 
     def abort(self) -> None:
         """Break the connection, so that the client can tell that the answer is not whole."""
+
+
+class DirectOutbound(Outbound, Protocol):
+    """A front that can also take a piece at once, outside of any task: a stream then costs no wake-up per event.
+
+    An Outbound without `try_write` is served by `write` alone.
+    """
+
+    def try_write(self, data: bytes) -> bool:
+        """Write `data` now, after `start` and before `end`, if the client may be sent more at this moment.
+
+        False: nothing was taken, because the client is slow, or gone, or the answer is over; `write` is then called
+        with the same data and waits or says why. Never raises, never waits; called from the worker's `data_received`.
+        The piece that fills the client's buffer is still taken: the next one is the first to be refused.
+        """

@@ -6,46 +6,47 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from types import TracebackType
-from urllib.parse import urlsplit
 
-from sgl_router.errors import ConnectFailed, UpstreamUnreachable
+from sgl_router.errors import ConnectFailed, RouterError, UpstreamTimeout, UpstreamUnreachable
 
+from .address import Address
 from .connection import Headers, UpstreamConnection
+from .deadline import Deadline
 
 __all__ = ["UpstreamExchange", "UpstreamPool"]
 
 # SGLang's HTTP server closes a connection idle for 5 s; leaving first avoids sending into a closing one.
 IDLE_SECS = 4.0
 MAX_IDLE_PER_WORKER = 256
+# A worker's address has no more than some 28,000 local ports to be reached from.
+MAX_CONNECTIONS_PER_WORKER = 16384
 
 
 class UpstreamExchange:
     """One request and its response. A context manager: leaving it returns the connection, or drops it where the
     response was not read to its end (then the worker sees the client gone)."""
 
-    __slots__ = ("_address", "_connection", "_pool")
+    __slots__ = ("_address", "_pool", "connection")
 
-    def __init__(self, pool: UpstreamPool, address: _Address, connection: UpstreamConnection) -> None:
+    def __init__(self, pool: UpstreamPool, address: Address, connection: UpstreamConnection) -> None:
         self._pool = pool
         self._address = address
-        self._connection = connection
+        self.connection = connection
 
     @property
     def status(self) -> int:
-        return self._connection.status
+        return self.connection.status
 
     @property
     def headers(self) -> Headers:
-        return self._connection.headers
-
-    @property
-    def content_length(self) -> int | None:
-        return self._connection.content_length
+        """Those that travel on to the client, names in lower case."""
+        return self.connection.headers
 
     async def read(self) -> bytes | None:
         """The next piece of the body, None at its end. Raises UpstreamBodyIncomplete."""
-        return await self._connection.read()
+        return await self.connection.read()
 
     def __enter__(self) -> UpstreamExchange:
         return self
@@ -53,30 +54,21 @@ class UpstreamExchange:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool._return(self._address, self._connection)
-
-
-class _Address:
-    """Where one worker listens, and the idle connections to it (latest used last)."""
-
-    __slots__ = ("authority", "host", "idle", "live", "port", "tls")
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self.host = parts.hostname or ""
-        self.tls = parts.scheme == "https"
-        self.port = parts.port or (443 if self.tls else 80)
-        self.authority = parts.netloc.encode("ascii")
-        self.idle: list[UpstreamConnection] = []
-        self.live = True
+        self._pool._return(self._address, self.connection)
 
 
 class UpstreamPool:
     """`open` sends a request on a live connection to a worker. One per process."""
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_connections: int = MAX_CONNECTIONS_PER_WORKER,
+    ) -> None:
         self._clock = clock
-        self._addresses: dict[str, _Address] = {}
+        self._max_connections = max_connections
+        self._addresses: dict[str, Address] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
 
@@ -88,35 +80,50 @@ class UpstreamPool:
         headers: Headers,
         body: bytes,
         *,
-        connecting: Callable[[], None] = lambda: None,
-        sent: Callable[[], None] = lambda: None,
+        deadline: Deadline | None = None,
+        connect_secs: float = 0.0,
+        answer_secs: float = 0.0,
     ) -> UpstreamExchange:
-        """Send and wait for the response head. `connecting` runs before a new connection is made, `sent` once one
-        is there (so that the caller can bound each phase). Raises ConnectFailed and UpstreamUnreachable.
+        """Send, and wait for the head of an event stream, for all of any other answer. Raises ConnectFailed,
+        UpstreamUnreachable and UpstreamBodyIncomplete.
+
+        With a `deadline`, a connection must be had within `connect_secs` (name, handshakes, waiting in line), and the
+        answer within `answer_secs` of the call; the deadline is left armed.
 
         A kept-alive connection that the worker closed under the request, no byte answered, is replaced once by a
         fresh one: the worker had decided to close it before it saw the request.
         """
         address = self._addresses.get(url)
         if address is None:
-            address = self._addresses[url] = _Address(url)
-        head = _head(method, path, address.authority, headers, len(body))
-        connection = self._take(address)
-        reused = connection is not None
+            address = self._addresses[url] = Address(url, self._max_connections)
+        answer_by = self._clock() + answer_secs
+        parts = [method, b" ", path, b" HTTP/1.1\r\nhost: ", address.authority]
+        for name, value in headers:
+            parts += b"\r\n", name, b": ", value
+        parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(body))
+        head = b"".join(parts)
+        connection = address.take(answer_by - answer_secs - IDLE_SECS)
+        retried = False
         while True:
+            reused = connection is not None
             if connection is None:
-                connecting()
-                connection = await self._connect(address)
-            sent()
+                if deadline is not None:
+                    deadline.arm(connect_secs, _not_connected(connect_secs))
+                connection = await address.place()
+                reused = connection is not None
+                if connection is None:
+                    connection = await self._connect(address)
+            if deadline is not None:
+                deadline.arm(answer_by - self._clock(), _not_answered(answer_secs))
             try:
-                await connection.request(head, body)
+                await connection.request(head, body, method == b"HEAD")
                 return UpstreamExchange(self, address, connection)
             except UpstreamUnreachable:
-                retry = reused and connection.unanswered
+                stale = reused and connection.unanswered
                 connection.close()
-                if not retry:
+                if retried or not stale:
                     raise
-                reused, connection = False, None
+                retried, connection = True, None
             except BaseException:
                 connection.close()
                 raise
@@ -126,9 +133,7 @@ class UpstreamPool:
         address = self._addresses.pop(url, None)
         if address is not None:
             address.live = False
-            for connection in address.idle:
-                connection.close()
-            address.idle.clear()
+            address.close_idle(_NEVER)
 
     def close(self) -> None:
         for url in list(self._addresses):
@@ -137,29 +142,28 @@ class UpstreamPool:
             self._sweeper.cancel()
             self._sweeper = None
 
-    def _take(self, address: _Address) -> UpstreamConnection | None:
-        oldest = self._clock() - IDLE_SECS
-        while address.idle:
-            connection = address.idle.pop()
-            if connection.reusable and connection.idle_since >= oldest:
-                return connection
-            connection.close()
-        return None
-
-    async def _connect(self, address: _Address) -> UpstreamConnection:
-        loop = asyncio.get_running_loop()
+    async def _connect(self, address: Address) -> UpstreamConnection:
         if address.tls and self._tls is None:
             self._tls = ssl.create_default_context()
+        connection = UpstreamConnection(address.left)
         try:
-            _, connection = await loop.create_connection(
-                UpstreamConnection, address.host, address.port, ssl=self._tls if address.tls else None
+            await asyncio.get_running_loop().create_connection(
+                lambda: connection, address.host, address.port, ssl=self._tls if address.tls else None
             )
         except OSError as error:  # refused, unreachable, name not found, TLS refused
+            connection.leave()
             raise ConnectFailed("no connection to the worker could be made") from error
+        except BaseException:
+            connection.leave()
+            raise
         return connection
 
-    def _return(self, address: _Address, connection: UpstreamConnection) -> None:
-        if connection.reusable and address.live and len(address.idle) < MAX_IDLE_PER_WORKER:
+    def _return(self, address: Address, connection: UpstreamConnection) -> None:
+        if not (connection.reusable and address.live):
+            connection.close()
+        elif address.waiting and address.hand_on(connection):
+            pass
+        elif len(address.idle) < MAX_IDLE_PER_WORKER:
             connection.idle_since = self._clock()
             address.idle.append(connection)
             if self._sweeper is None:
@@ -171,22 +175,20 @@ class UpstreamPool:
         """Close what has been idle too long; runs only while something is idle."""
         self._sweeper = None
         oldest = self._clock() - IDLE_SECS
-        remain = False
         for address in self._addresses.values():
-            keep = []
-            for connection in address.idle:
-                if connection.closed or connection.idle_since < oldest:
-                    connection.close()
-                else:
-                    keep.append(connection)
-            address.idle[:] = keep
-            remain = remain or bool(keep)
-        if remain:
+            address.close_idle(oldest)
+        if any(address.idle for address in self._addresses.values()):
             self._sweeper = asyncio.get_running_loop().call_later(IDLE_SECS, self._sweep)
 
 
-def _head(method: bytes, path: bytes, authority: bytes, headers: Headers, length: int) -> bytes:
-    lines = [method + b" " + path + b" HTTP/1.1", b"host: " + authority]
-    lines += [name + b": " + value for name, value in headers]
-    lines.append(b"content-length: %d\r\n\r\n" % length)
-    return b"\r\n".join(lines)
+_NEVER = float("inf")
+
+
+@lru_cache(maxsize=16)
+def _not_connected(secs: float) -> Callable[[], RouterError]:
+    return lambda: ConnectFailed(f"no connection to the worker within {secs:g} s")
+
+
+@lru_cache(maxsize=16)
+def _not_answered(secs: float) -> Callable[[], RouterError]:
+    return lambda: UpstreamTimeout(f"the worker did not answer within {secs:g} s")

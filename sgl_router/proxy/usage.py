@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections import deque
 
 __all__ = ["UsageTail"]
 
 # Quotes inside a JSON string are escaped, so no text that a model writes can look like this key.
-_CACHED = re.compile(rb'"cached_tokens"\s*:\s*(\d{1,12})')
-_KEPT_PIECES = 4
+_KEY = b'"cached_tokens"'
+_COUNT = re.compile(rb"\s*:\s*(\d{1,12})")
 _SEARCHED_BYTES = 4096
 
 
 class UsageTail:
-    """Keeps the last few pieces of a body: a stream's usage stands in one of its last events."""
+    """Keeps the last four pieces of a body: a stream's usage stands in one of its last events."""
 
-    __slots__ = ("_pieces",)
+    __slots__ = ("_first", "_last", "_second", "_third")
 
     def __init__(self) -> None:
-        self._pieces: deque[bytes] = deque(maxlen=_KEPT_PIECES)
+        self._first = self._second = self._third = self._last = b""
 
     def feed(self, piece: bytes) -> None:
-        self._pieces.append(piece)
+        self._first, self._second, self._third = self._second, self._third, self._last
+        self._last = piece if len(piece) <= _SEARCHED_BYTES else piece[-_SEARCHED_BYTES:]
 
     def cached_tokens(self) -> int | None:
         """The last count reported, None where there is none."""
-        tail = b"".join(self._pieces)[-_SEARCHED_BYTES:]
-        found = _CACHED.findall(tail)
-        return int(found[-1]) if found else None
+        tail = b"".join((self._first, self._second, self._third, self._last))[-_SEARCHED_BYTES:]
+        end = len(tail)
+        while (start := tail.rfind(_KEY, 0, end)) >= 0:
+            count = _COUNT.match(tail, start + len(_KEY))
+            if count is not None:
+                return int(count[1])
+            end = start
+        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -132,8 +131,6 @@ class _Dispatch:
         services, record, inbound, decision = self._services, self._record, self._inbound, lease.decision
         proxy = services.config.proxy
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
-        # One limit for the answer, also where a stale connection had to be replaced; connecting has its own.
-        answer_by = time.monotonic() + proxy.request_timeout_secs
         try:
             with Deadline() as deadline:
                 lease.on_expire = lambda: deadline.fire(self._stale())
@@ -143,16 +140,9 @@ class _Dispatch:
                     inbound.path.encode("ascii"),
                     self._headers(decision),
                     inbound.body,
-                    connecting=lambda: deadline.arm(
-                        proxy.connect_timeout_secs,
-                        lambda: ConnectFailed(f"no connection to the worker within {proxy.connect_timeout_secs:g} s"),
-                    ),
-                    sent=lambda: deadline.arm(
-                        answer_by - time.monotonic(),
-                        lambda: UpstreamTimeout(
-                            f"the worker did not answer within {proxy.request_timeout_secs:g} s"
-                        ),
-                    ),
+                    deadline=deadline,
+                    connect_secs=proxy.connect_timeout_secs,
+                    answer_secs=proxy.request_timeout_secs,
                 )
                 with exchange:
                     await relay(

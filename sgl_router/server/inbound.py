@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
-from dataclasses import dataclass
+
+import msgspec
 
 from sgl_router.proxy import Headers
 
@@ -13,8 +15,7 @@ __all__ = ["Inbound", "request_id"]
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-@dataclass(frozen=True)
-class Inbound:
+class Inbound(msgspec.Struct, frozen=True):
     """Whole body, raw header pairs in the order received."""
 
     method: str
@@ -27,6 +28,11 @@ class Inbound:
 def request_id(headers: Headers) -> str:
     """The client's `x-request-id` where it is printable ASCII of at most 128 characters, else a new one."""
     for name, value in headers:
-        if name.lower() == b"x-request-id" and _USABLE_ID.fullmatch(value):
+        if len(name) == 12 and name.lower() == b"x-request-id" and _USABLE_ID.fullmatch(value):
             return value.decode("ascii")
-    return f"req-{secrets.token_hex(12)}"
+    return f"req-{_PROCESS}{next(_numbers):012x}"
+
+
+# New ids are unique, not secret: random per process, counted within it.
+_PROCESS = secrets.token_hex(6)
+_numbers = itertools.count(secrets.randbits(40))

@@ -53,8 +53,10 @@ class Recorder:
         self.room = asyncio.Event()
         self.room.set()
         self.gone = False
+        self.whole = False
 
     async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        self.whole = True
         await self.start(status, headers)
         await self.write(body)
         await self.end()

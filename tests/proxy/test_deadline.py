@@ -65,3 +65,27 @@ async def test_other_errors_pass() -> None:
     with pytest.raises(ValueError), Deadline() as deadline:
         deadline.arm(30, late)
         raise ValueError
+
+
+async def test_a_thousand_deadlines_fire_each_in_its_time() -> None:
+    loop = asyncio.get_running_loop()
+
+    async def job(seconds: float) -> float:
+        began = loop.time()
+        with pytest.raises(UpstreamTimeout), Deadline() as deadline:
+            deadline.arm(30, late)
+            deadline.arm(seconds, late)
+            await asyncio.Event().wait()
+        return loop.time() - began - seconds
+
+    lateness = await asyncio.gather(*[job(0.02 + n % 10 / 50) for n in range(1000)])
+    assert min(lateness) >= 0
+    assert sorted(lateness)[500] < 0.1
+
+
+async def test_after_the_block_nothing_is_kept() -> None:
+    with Deadline() as deadline:
+        deadline.arm(30, late)
+        wheel = deadline._wheel
+        assert any(deadline in group for group in wheel.slots.values())
+    assert not any(deadline in group for group in wheel.slots.values())

@@ -30,18 +30,18 @@ async def post(pool: UpstreamPool, url: str, body: bytes = b"{}") -> UpstreamExc
 
 
 async def read_all(exchange: UpstreamExchange) -> bytes:
-    body = b""
+    pieces = []
     with exchange:
         while (chunk := await exchange.read()) is not None:
-            body += chunk
-    return body
+            pieces.append(chunk)
+    return b"".join(pieces)
 
 
 async def test_request_and_answer(pool, upstream) -> None:
     server = await upstream(saying(answer(b"hello", headers="X-A: 1\r\nX-A: 2\r\n")))
     exchange = await post(pool, server.url, b'{"a":1}')
-    assert (exchange.status, exchange.content_length) == (200, 5)
-    assert [value for name, value in exchange.headers if name == b"X-A"] == [b"1", b"2"]
+    assert exchange.status == 200
+    assert exchange.headers == [(b"x-a", b"1"), (b"x-a", b"2")]
     assert await read_all(exchange) == b"hello"
     head, body = server.requests[0]
     assert body == b'{"a":1}'
@@ -102,7 +102,7 @@ async def test_chunked_bodies_and_trailers(pool, upstream) -> None:
     )
     exchange = await post(pool, server.url)
     assert await read_all(exchange) == b"hello world"
-    assert all(name != b"X-Trailer" for name, _ in exchange.headers)
+    assert exchange.headers == []
     await read_all(await post(pool, server.url))
     assert server.connections == 1
 
@@ -118,7 +118,7 @@ async def test_interim_answers_are_skipped(pool, upstream) -> None:
     )
     exchange = await post(pool, server.url)
     assert exchange.status == 200
-    assert [name for name, _ in exchange.headers] == [b"Content-Length"]
+    assert exchange.headers == []
     assert await read_all(exchange) == b"final"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sgl_router.errors import UpstreamBodyIncomplete, UpstreamTimeout
 from sgl_router.proxy import ClientGone, Deadline, Relayed, relay
-from sgl_router.proxy.relay import BUFFER_LIMIT
+from sgl_router.proxy.connection import WHOLE_LIMIT
 
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -37,6 +37,7 @@ async def test_a_small_answer_is_sent_whole(pool, upstream, recorder) -> None:
     relayed, firsts = await run(pool, await upstream(script), recorder)
     assert (recorder.status, recorder.body, recorder.writes) == (404, b"{}", 1)
     assert recorder.headers == [(b"content-type", b"application/json"), (b"x-added", b"1")]
+    assert recorder.whole
     assert (relayed.status, relayed.bytes_out, relayed.streamed) == (404, 2, False)
     assert len(firsts) == 1
 
@@ -52,7 +53,7 @@ async def test_an_answer_that_breaks_off_before_it_is_whole_was_never_started(po
 
 
 async def test_a_large_answer_is_passed_on_in_pieces(pool, upstream, recorder) -> None:
-    size = BUFFER_LIMIT * 2
+    size = WHOLE_LIMIT * 2
 
     async def script(reader, writer) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
@@ -98,6 +99,24 @@ async def test_a_slow_client_is_not_a_silent_worker(pool, upstream, recorder) ->
     assert recorder.body == b"data: 1\n\ndata: 2\n\n"
 
 
+async def test_nor_is_one_that_becomes_slow_later(pool, upstream, recorder) -> None:
+    step = asyncio.Event()
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(b"data: 1\n\n"))
+        await step.wait()
+        writer.write(chunk(b"data: 2\n\n") + b"0\r\n\r\n")
+
+    job = asyncio.create_task(run(pool, await upstream(script), recorder, idle_secs=0.1))
+    while not recorder.body:
+        await asyncio.sleep(0)
+    recorder.room.clear()
+    step.set()
+    asyncio.get_running_loop().call_later(0.3, recorder.room.set)
+    await job
+    assert recorder.body == b"data: 1\n\ndata: 2\n\n"
+
+
 async def test_a_silent_worker_is_given_up(pool, upstream, recorder) -> None:
     async def script(reader, writer) -> None:
         writer.write(SSE + chunk(b"data: 1\n\n"))
@@ -122,3 +141,211 @@ async def test_a_client_that_left_closes_the_upstream(pool, upstream, recorder) 
     with pytest.raises(ClientGone):
         await run(pool, await upstream(script), recorder)
     await asyncio.wait_for(closed.wait(), 5)
+
+
+class Direct:
+    """A Recorder's better half: takes pieces at once while `open`."""
+
+    def __init__(self, recorder) -> None:
+        self.recorder = recorder
+        self.open = True
+        self.taken: list[bytes] = []
+        self.refused = 0
+
+    def __getattr__(self, name: str):
+        return getattr(self.recorder, name)
+
+    def try_write(self, data: bytes) -> bool:
+        if not self.open:
+            self.refused += 1
+            return False
+        self.taken.append(data)
+        self.recorder.body += data
+        return True
+
+
+def counted(work):
+    """A task, and a list with an entry for every time it was woken."""
+    wakes: list[None] = []
+
+    class Steps:
+        def __await__(self):
+            steps = work.__await__()
+            try:
+                waiting = next(steps)
+                while True:
+                    try:
+                        yield waiting
+                    except BaseException as error:
+                        waiting = steps.throw(error)
+                    else:
+                        wakes.append(None)
+                        waiting = next(steps)
+            except StopIteration as end:
+                return end.value
+
+    async def job():
+        return await Steps()
+
+    return asyncio.create_task(job()), wakes
+
+
+def events(*numbers: int) -> bytes:
+    return b"".join(b"data: %d\n\n" % number for number in numbers)
+
+
+async def until(condition) -> None:
+    for _ in range(5000):
+        if condition():
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError("it did not come about")
+
+
+async def test_a_front_that_can_takes_events_without_a_task_being_woken(pool, upstream, recorder) -> None:
+    step = asyncio.Semaphore(0)
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE)
+        for number in range(20):
+            await step.acquire()
+            writer.write(chunk(events(number)))
+        await step.acquire()
+        writer.write(b"0\r\n\r\n")
+
+    server, out = await upstream(script), Direct(recorder)
+    job, wakes = counted(run(pool, server, out))
+    seen = []
+    for number in range(20):
+        step.release()
+        await until(lambda number=number: recorder.body == events(*range(number + 1)))
+        seen.append(len(wakes))
+    step.release()
+    relayed, firsts = await job
+    assert len(set(seen[1:])) == 1
+    assert (len(out.taken), recorder.writes) == (20, 0)
+    assert (relayed.bytes_out, firsts) == (len(recorder.body), [0])
+    assert recorder.ended
+
+
+async def test_a_refused_event_is_not_overtaken(pool, upstream, recorder) -> None:
+    total = 400
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE)
+        for number in range(total):
+            writer.write(chunk(events(number)))
+            if number % 3 == 0:
+                await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+
+    server, out = await upstream(script), Direct(recorder)
+    job = asyncio.create_task(run(pool, server, out))
+    while not job.done():
+        out.open = not out.open
+        await asyncio.sleep(0)
+    relayed, _ = await job
+    assert recorder.body == events(*range(total))
+    assert relayed.bytes_out == len(recorder.body)
+
+
+async def test_a_slow_client_holds_the_worker_back(pool, upstream, recorder) -> None:
+    sent = 0
+    total = 64 << 20
+
+    async def script(reader, writer) -> None:
+        nonlocal sent
+        writer.write(SSE + chunk(events(0)))
+        await writer.drain()
+        while sent < total:
+            writer.write(chunk(b"x" * 65536))
+            await writer.drain()
+            sent += 65536
+        writer.write(b"0\r\n\r\n")
+
+    server, out = await upstream(script), Direct(recorder)
+    job = asyncio.create_task(run(pool, server, out))
+    await until(lambda: recorder.body)
+    recorder.room.clear()
+    out.open = False
+    before = -1
+    while sent != before:
+        before = sent
+        await asyncio.sleep(0.1)
+    assert sent < total / 2
+    assert not job.done()
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+
+
+async def test_a_worker_that_falls_silent_after_direct_events_is_given_up(pool, upstream, recorder) -> None:
+    async def script(reader, writer) -> None:
+        writer.write(SSE)
+        for number in range(4):  # each well within the limit, all of them beyond it
+            writer.write(chunk(events(number)))
+            await asyncio.sleep(0.08)
+        await asyncio.Event().wait()
+
+    with pytest.raises(UpstreamTimeout, match="in the middle"):
+        await run(pool, await upstream(script), Direct(recorder), idle_secs=0.2)
+    assert recorder.body == events(*range(4))
+    assert not recorder.ended
+
+
+async def test_a_client_that_left_between_direct_events(pool, upstream, recorder) -> None:
+    step = asyncio.Event()
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(events(0)))
+        await step.wait()
+        writer.write(chunk(events(1)))
+        await reader.read()
+
+    server, out = await upstream(script), Direct(recorder)
+    job = asyncio.create_task(run(pool, server, out))
+    await until(lambda: recorder.body)
+    out.open, recorder.gone = False, True
+    step.set()
+    with pytest.raises(ClientGone):
+        await asyncio.wait_for(job, 5)
+    await until(lambda: not pool._addresses[server.url].open)
+
+
+@pytest.mark.parametrize("ending", [b"0\r\n\r\n", b""])
+async def test_the_last_events_and_the_end_in_one_piece(pool, upstream, recorder, ending: bytes) -> None:
+    step = asyncio.Event()
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(events(0)))
+        await step.wait()
+        writer.write(chunk(events(1)) + chunk(events(2)) + ending)
+        writer.close()
+
+    server, out = await upstream(script), Direct(recorder)
+    job = asyncio.create_task(run(pool, server, out))
+    await until(lambda: recorder.body)
+    step.set()
+    if ending:
+        await job
+    else:
+        with pytest.raises(UpstreamBodyIncomplete):
+            await job
+    assert recorder.body == events(0, 1, 2)
+    assert recorder.ended is bool(ending)
+
+
+async def test_an_answer_in_several_pieces_wakes_once(pool, upstream, recorder) -> None:
+    async def script(reader, writer) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+        for byte in (b"h", b"e", b"l", b"l", b"o"):
+            await writer.drain()
+            await asyncio.sleep(0.002)
+            writer.write(byte)
+
+    server = await upstream(script)
+    await run(pool, server, recorder)
+    recorder.body = b""
+    job, wakes = counted(run(pool, server, recorder))
+    await job
+    assert recorder.body == b"hello"
+    assert (len(wakes), recorder.writes) == (1, 2)
