@@ -27,6 +27,10 @@ def serve(path: str) -> int:
     loaded = _load(path)
     if loaded is None:
         return EXIT_CONFIG
+    if loaded.config.server.processes > 1:
+        from sgl_router.processes.supervisor import supervise
+
+        return supervise(loaded.config)
     from sgl_router.observability import configure_logging
     from sgl_router.server.daemon import Daemon, StartupError
 

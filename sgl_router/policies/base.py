@@ -35,6 +35,8 @@ class DecisionReason(str, Enum):
     ROUND_ROBIN = "round_robin"
     RANDOM = "random"
     POWER_OF_TWO = "power_of_two"
+    ROUTING_AWAY = "routing_away"
+    """The process that decides could not be asked: least load as far as the data process knows it."""
 
 
 class Unmatched(str, Enum):

@@ -153,6 +153,6 @@ class LocalLease:
             permit.release(now)
         if self._expectation is not None and outcome is not Outcome.COMPLETED:
             self._expectation.end()
-        worker.stats.count(outcome.value)
+        worker.stats.count(outcome._value_)
         if cached_tokens is not None and outcome is Outcome.COMPLETED and decision.unmatched is None:
             routing._index.reported(decision.target, decision.matched_tokens, cached_tokens, decision.epoch)

@@ -1,0 +1,65 @@
+"""How the supervisor starts a process: `python -m sgl_router.processes ROLE ...`. Not for people."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+import sys
+from pathlib import Path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="sgl-router process")
+    parser.add_argument("role", choices=("routing", "data"))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--parent", type=int, required=True)
+    parser.add_argument("--control", type=int, required=True, metavar="FD")
+    parser.add_argument("--listener", type=int, metavar="FD")
+    parser.add_argument("--number", type=int, default=0)
+    options = parser.parse_args()
+
+    from .control import Control, die_with_parent
+
+    # A service manager may signal the whole group: when to go is the supervisor's to say.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent(options.parent)
+
+    import msgspec
+    import structlog
+
+    from sgl_router.cli.serve import new_event_loop
+    from sgl_router.config import Config
+    from sgl_router.observability import configure_logging
+    from sgl_router.server.listen import StartupError
+
+    from .paths import Paths
+
+    paths = Paths(options.folder)
+    config = msgspec.json.decode(paths.config.read_bytes(), type=Config)
+    configure_logging(config.observability.log_level, config.observability.log_format)
+    name = "routing" if options.role == "routing" else f"data-{options.number}"
+    structlog.contextvars.bind_contextvars(process=name)
+
+    async def run() -> int:
+        control = Control(options.control)
+        if options.role == "routing":
+            from .routing import run_routing
+
+            return await run_routing(config, paths, control)
+        from .data import run_data
+
+        listener = socket.socket(fileno=options.listener)
+        return await run_data(config, options.number, listener, paths, control)
+
+    loop = new_event_loop()
+    try:
+        return loop.run_until_complete(run())
+    except StartupError as error:
+        print(f"sgl-router: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

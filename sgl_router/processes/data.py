@@ -1,0 +1,137 @@
+"""A data process: the whole path of a request but for the decision, which the routing process makes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+
+import structlog
+
+from sgl_router.config import Config
+from sgl_router.discovery.static_urls import StaticUrls
+from sgl_router.kv_events import KvIndex
+from sgl_router.observability import Metrics, watch_loop_lag
+from sgl_router.policies import ActiveLoad, DecisionReason, Janitor
+from sgl_router.proxy import UpstreamPool
+from sgl_router.routing import LocalRouting
+from sgl_router.server.life import ForgetConnections, Life, freeze_start_up, load_models, prepare_process
+from sgl_router.server.services import Services
+from sgl_router.workers import WorkerManager, WorkerRegistry, worker_api_key
+
+from .control import Control
+from .counts import Outgoing
+from .fallback import RoutingAway
+from .fronts import DataFront
+from .mirror import Mirror
+from .paths import Paths
+from .remote import RemoteRouting
+
+__all__ = ["DataProcess", "run_data"]
+
+log = structlog.get_logger(__name__)
+
+_COUNTS_SECS = 1.0
+_JOIN_SECS = 15.0
+_LAST_WORDS_SECS = 1.0
+
+
+class DataProcess:
+    """`start`, then `stop`."""
+
+    def __init__(self, config: Config, number: int, listener: socket.socket, paths: Paths) -> None:
+        self.config = config
+        self._number = number
+        self._listener = listener
+        self._paths = paths
+        self._life = Life()
+        self._talk: asyncio.Task[None] | None = None
+        self._rng = random.Random()
+
+    async def start(self) -> None:
+        """Load tokenizers, join the routing process, listen. Raises StartupError."""
+        config = self.config
+        prepare_process()
+        models = await load_models(config, self._rng)
+        registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
+        registry.add_listener(load)
+        registry.add_listener(ForgetConnections(pool))
+        index = KvIndex()  # stays empty, as the manager stays idle: the routing process has the ones at work
+        metrics = Metrics(registry, index)
+        self._metrics, self._outgoing = metrics, Outgoing(metrics)
+        away = RoutingAway(self._rng)
+        fallback = LocalRouting(registry, index, load, dict.fromkeys(models, away), metrics, expecting=False)
+        self.routing = RemoteRouting(
+            self._paths.leases,
+            Mirror(registry, {model.id: model.config for model in models.values()}),
+            load,
+            fallback,
+            process=self._number,
+            max_model_lens={model.id: model.tokenizer.max_model_len for model in models.values()},
+            fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_AWAY.value).inc(),
+        )
+        self.services = Services(
+            config=config,
+            models=models,
+            registry=registry,
+            manager=WorkerManager(config, registry, StaticUrls([])),
+            index=index,
+            load=load,
+            routing=self.routing,
+            pool=pool,
+            metrics=metrics,
+            worker_api_key=worker_api_key(config),
+        )
+        life = self._life
+        self._talk = asyncio.create_task(self.routing.run(), name="routing")
+        if not await self.routing.joined(_JOIN_SECS):
+            log.warning("the routing process cannot be reached, starting without it")
+        await life.serve(DataFront(self.services, self._paths.http, lambda: self.routing.away), self._listener)
+        life.spawn(Janitor(load, config.active_load.stale_request_timeout_secs).run, "janitor")
+        life.spawn(lambda: watch_loop_lag(metrics.loop_lag.observe), "loop lag")
+        life.spawn(self._send_counts, "counts")
+        freeze_start_up()
+
+    def drain(self) -> None:
+        self.services.draining = True
+
+    async def stop(self, grace_secs: float = 0.0) -> None:
+        """Accept nothing new, give requests in flight `grace_secs` to end, tell the last counts, close everything."""
+        services, life = self.services, self._life
+        await life.finish_requests(services, grace_secs)
+        await life.end_jobs()
+        await life.end_front()
+        self._send_news()
+        if self._talk is not None:
+            self._talk.cancel()
+            await asyncio.wait((self._talk,), timeout=_LAST_WORDS_SECS)
+        services.index.close()
+        services.pool.close()
+        for model in services.models.values():
+            model.tokenizer.close()
+        log.info("data process stopped")
+
+    async def _send_counts(self) -> None:
+        while True:
+            await asyncio.sleep(_COUNTS_SECS)
+            self._send_news()
+
+    def _send_news(self) -> None:
+        if self.routing.away:
+            return  # they add up until there is somebody to tell
+        news = self._outgoing.take()
+        if news:
+            self.routing.send_counts(news)
+
+
+async def run_data(config: Config, number: int, listener: socket.socket, paths: Paths, control: Control) -> int:
+    """Until the supervisor says so."""
+    await control.start()
+    process = DataProcess(config, number, listener, paths)
+    await process.start()
+    control.ready()
+    await control.drain()
+    process.drain()
+    await asyncio.sleep(config.server.shutdown_drain_secs)
+    await process.stop(config.server.shutdown_grace_secs)
+    return 0

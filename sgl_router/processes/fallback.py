@@ -1,0 +1,37 @@
+"""What a data process does for itself while the routing process is away."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sgl_router.policies import DecisionReason, Facts, RouteDecision, least_loaded
+
+if TYPE_CHECKING:
+    from sgl_router.workers import Target
+
+__all__ = ["RoutingAway"]
+
+
+class RoutingAway:
+    """A policy: least load, as far as this process knows it."""
+
+    needs_prompt = False
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+        target = least_loaded(candidates, self._rng)
+        loads = [candidate.inflight for candidate in candidates]
+        return RouteDecision(
+            target,
+            DecisionReason.ROUTING_AWAY,
+            candidates=len(candidates),
+            min_load=min(loads),
+            max_load=max(loads),
+            page_size=target.worker.info.block_size,
+            prompt_tokens=facts.prompt_tokens,
+            unmatched=facts.unmatched,
+        )

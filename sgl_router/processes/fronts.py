@@ -1,0 +1,87 @@
+"""The two HTTP fronts of a router in several processes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import msgspec
+from aiohttp import web
+
+from sgl_router.errors import InternalError
+from sgl_router.proxy import Headers
+from sgl_router.server.aiohttp_front import make_runner
+from sgl_router.server.envelope import error_response
+from sgl_router.server.http.front import NativeFront
+
+from .splice import Splice
+
+if TYPE_CHECKING:
+    from sgl_router.server.services import Services
+
+__all__ = ["AdminFront", "DataFront"]
+
+
+class DataFront(NativeFront):
+    """Of a data process: the data routes here, every other connection spliced to the routing process."""
+
+    def __init__(self, services: Services, admin_path: str, away: Callable[[], bool]) -> None:
+        super().__init__(services)
+        self._admin_path = admin_path
+        self._routing_away = away
+
+    def successor(self) -> asyncio.Protocol:
+        return Splice(self._admin_path, self._instead)
+
+    def _instead(self, request: bytes, refused: bool) -> bytes | None:
+        """This process is alive, whatever the other is; everything else only the other knows."""
+        if not refused and not self._routing_away():
+            return None
+        path = request.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0]
+        if path == b"/healthz":
+            return _answer(200, [], msgspec.json.encode({"status": "ok"}))
+        if path == b"/readyz":
+            return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [_AWAY]}))
+        return _answer(*error_response(InternalError(_AWAY))) if refused else None
+
+
+class AdminFront:
+    """Of the routing process: everything but the data routes, on a unix socket. One request per connection: what a
+    client asks next on one that was spliced here may belong to a data process."""
+
+    def __init__(self, services: Services) -> None:
+        self._runner = make_runner(services, {})
+        self._runner.app.on_response_prepare.append(_close_after)
+        self._server: asyncio.AbstractServer | None = None
+
+    async def start(self, listener: socket.socket, backlog: int = 128) -> None:
+        await self._runner.setup()
+        assert self._runner.server is not None
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._runner.server, sock=listener, backlog=backlog)
+
+    async def stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    async def close(self) -> None:
+        await self.stop_listening()
+        await self._runner.cleanup()
+
+
+async def _close_after(request: web.Request, response: web.StreamResponse) -> None:
+    response.force_close()
+    response.headers["connection"] = "close"
+
+
+def _answer(status: int, headers: Headers, body: bytes) -> bytes:
+    headers = [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+    lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())]
+    return b"\r\n".join(lines + [b"%b: %b" % pair for pair in headers]) + b"\r\n\r\n" + body
+
+
+_AWAY = "the routing process of this router is away; requests go to the least loaded worker meanwhile"

@@ -1,0 +1,215 @@
+"""One data process as the routing process sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Coroutine, Generator
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sgl_router.kv_events import Namespace
+from sgl_router.observability.outcome import Outcome
+from sgl_router.policies import DecisionReason, RouteDecision, Unmatched
+from sgl_router.routing import Ask
+from sgl_router.routing.local import LocalLease
+from sgl_router.workers import Permit
+
+from .keys import keyed_prompt
+from .link import Link
+from .wire import (
+    Choose,
+    Chosen,
+    Counts,
+    Declare,
+    End,
+    Expired,
+    FirstByte,
+    Hello,
+    NobodyLeft,
+    ToRouting,
+    to_routing,
+)
+
+if TYPE_CHECKING:
+    from sgl_router.workers import Worker
+
+    from .lease_server import LeaseServer
+
+__all__ = ["LeaseSide"]
+
+log = structlog.get_logger(__name__)
+
+_MAX_UNDECIDED = 1_024
+
+
+class LeaseSide:
+    """Its leases end when its connection does: either it died, or it will declare them on the next one."""
+
+    def __init__(self, server: LeaseServer) -> None:
+        self._server = server
+        self.link: Link[ToRouting] = Link(to_routing, self._received, self._lost)
+        self._process: int | None = None
+        self._leases: dict[int, LocalLease] = {}
+        self._undecided: dict[int, asyncio.Task[None] | None] = {}
+        self._given_up: dict[int, Outcome] = {}
+        self._waiting: dict[int, Declare] = {}
+
+    def worker_added(self, worker: Worker) -> None:
+        """Leases declared before the worker was known are charged to it now."""
+        for declared in [one for one in self._waiting.values() if one.url == worker.url]:
+            del self._waiting[declared.seq]
+            self._declare(declared)
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def _received(self, message: ToRouting) -> None:
+        kind = type(message)
+        if self._process is None and kind is not Hello:
+            log.error("a peer process did not introduce itself, cutting it off")
+            self.link.abort()
+        elif isinstance(message, Choose):
+            self._choose(message)
+        elif isinstance(message, FirstByte):
+            self._first_byte(message)
+        elif isinstance(message, End):
+            self._end(message)
+        elif isinstance(message, Declare):
+            self._declare(message)
+        elif isinstance(message, Counts):
+            self._server.merge(message.delta)
+        else:
+            self._process = message.process
+            log.info("data process connected", data_process=message.process, data_pid=message.pid)
+            self._server.joined(self, message)
+
+    def _choose(self, message: Choose) -> None:
+        if message.seq in self._undecided or message.seq in self._leases:
+            log.error("a data process used a request number twice, cutting it off", data_process=self._process)
+            self.link.abort()
+            return
+        tokens, namespace = message.tokens, message.namespace
+        ask = Ask(
+            message.model_id,
+            prompt=None if tokens is None else keyed_prompt(tokens, message.keys),
+            namespace=None if namespace is None else Namespace(*namespace),
+            unmatched=message.unmatched,
+        )
+        workers = self._server.by_generation
+        tried = {workers[generation] for generation in message.tried if generation in workers}
+        self._undecided[message.seq] = None
+        if len(self._undecided) == _MAX_UNDECIDED:
+            self.link.pause(True)
+        # Most decisions need not wait for anything: those cost no task.
+        deciding = self._decide(message.seq, ask, tried)
+        try:
+            awaited = deciding.send(None)
+        except StopIteration:
+            return
+        self._undecided[message.seq] = asyncio.get_running_loop().create_task(_rest(deciding, awaited))
+
+    async def _decide(self, seq: int, ask: Ask, tried: set[Worker]) -> None:
+        lease: LocalLease | None = None
+        try:
+            lease = await self._server.routing.choose(ask, tried)
+        except Exception:
+            log.exception("a decision failed", data_process=self._process)
+        finally:
+            self._undecided.pop(seq, None)
+        if len(self._undecided) == _MAX_UNDECIDED - 1:
+            self.link.pause(False)
+        given_up = self._given_up.pop(seq, None)
+        if lease is None:
+            self.link.send(NobodyLeft(seq))
+            return
+        if given_up is None and not self.link.open:
+            given_up = Outcome.CLIENT_GONE
+        if given_up is not None:
+            lease.end(given_up)
+        else:
+            self._leases[seq] = lease
+            lease.on_expire = lambda: self.link.send(Expired(seq))
+        self.link.send(_chosen(seq, lease.decision))
+
+    def _first_byte(self, message: FirstByte) -> None:
+        lease = self._leases.get(message.seq)
+        if lease is not None:
+            lease.first_byte(message.status)
+        elif message.seq in self._waiting:
+            self._waiting[message.seq].prefill_tokens = 0
+
+    def _end(self, message: End) -> None:
+        lease = self._leases.pop(message.seq, None)
+        if lease is not None:
+            lease.end(message.outcome, message.cached_tokens)
+        elif message.seq in self._undecided:
+            self._given_up[message.seq] = message.outcome
+        else:
+            self._waiting.pop(message.seq, None)
+
+    def _declare(self, message: Declare) -> None:
+        server = self._server
+        worker = server.registry.get(message.url)
+        if worker is None:
+            self._waiting[message.seq] = message
+            return
+        if worker.model_id != message.model_id or not 0 <= message.dp_rank < worker.dp_size:
+            return  # another server by now: the request cannot be on it
+        now = server.clock()
+        target = worker.targets[message.dp_rank]
+        guard = server.load.acquire(
+            target, prefill_tokens=message.prefill_tokens, decode_blocks=message.decode_blocks, now=now
+        )
+        decision = RouteDecision(
+            target,
+            DecisionReason.ROUTING_AWAY,
+            candidates=1,
+            min_load=0,
+            max_load=0,
+            unmatched=Unmatched.NOT_ASKED,
+        )
+        # Where the breaker would not have let it go, its end tells the breaker nothing.
+        permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
+        lease = LocalLease(server.routing, decision, permit, guard, None)
+        lease.on_expire = lambda: self.link.send(Expired(message.seq))
+        self._leases[message.seq] = lease
+
+    def _lost(self) -> None:
+        self._server.left(self)
+        leases, self._leases = self._leases, {}
+        self._waiting.clear()
+        for lease in leases.values():
+            lease.end(Outcome.CLIENT_GONE)
+        if self._process is not None:
+            log.info("data process disconnected", data_process=self._process, leases_ended=len(leases))
+
+
+async def _rest(started: Coroutine[object, None, None], awaited: object) -> None:
+    """Of a coroutine whose first step was taken by hand and came upon something to wait for."""
+    await _going_on(started, awaited)
+
+
+@types.coroutine
+def _going_on(started: Coroutine[object, None, None], awaited: object) -> Generator[object, None, None]:
+    yield awaited
+    yield from started
+
+
+def _chosen(seq: int, decision: RouteDecision) -> Chosen:
+    target = decision.target
+    return Chosen(
+        seq,
+        target.worker.generation,
+        target.dp_rank,
+        decision.reason,
+        decision.candidates,
+        decision.min_load,
+        decision.max_load,
+        decision.matched_blocks,
+        decision.total_blocks,
+        decision.page_size,
+        decision.prompt_tokens,
+        decision.unmatched,
+        decision.expected_blocks,
+    )

@@ -1,0 +1,302 @@
+"""Deciding where another process does: the data process's side of the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sgl_router.observability.outcome import Outcome
+from sgl_router.policies import Facts, RouteDecision, Unmatched
+from sgl_router.routing.local import LocalLease
+from sgl_router.workers import Permit
+
+from .keys import PromptHasher
+from .link import Link
+from .remote_lease import RemoteLease
+from .wire import (
+    MAX_TOKENS,
+    Choose,
+    Chosen,
+    Counts,
+    End,
+    Expired,
+    FirstByte,
+    Fleet,
+    FromRouting,
+    Hashing,
+    Hello,
+    NobodyLeft,
+    WorkerGone,
+    WorkerState,
+    from_routing,
+)
+
+if TYPE_CHECKING:
+    from sgl_router.policies import ActiveLoad
+    from sgl_router.routing import Ask, LocalRouting
+    from sgl_router.workers import Worker
+
+    from .mirror import Mirror
+
+__all__ = ["RemoteRouting"]
+
+log = structlog.get_logger(__name__)
+
+_ANSWER_SECS = 0.25
+_TOKENS_PER_SEC = 1_000_000
+_LOOK_SECS = 0.05
+_RECONNECT_SECS = (0.02, 0.25)
+
+
+class _Away(Exception):
+    """No answer: decide here."""
+
+
+class RemoteRouting:
+    """See `routing.Routing`. Falls back to `fallback` while there is no connection, no answer in time, or the routing
+    process does not read; after a missing answer it is not asked again until something is heard of it.
+
+    Every lease is told to the routing process: as an answer, or declared to it. So its load is the sum of what all
+    data processes carry, however often either side is started anew.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        mirror: Mirror,
+        load: ActiveLoad,
+        fallback: LocalRouting,
+        *,
+        process: int = 0,
+        max_model_lens: Mapping[str, int | None] | None = None,
+        answer_secs: float = _ANSWER_SECS,
+        fell_back: Callable[[str], None] = lambda model_id: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._path = path
+        self._mirror = mirror
+        self._load = load
+        self._fallback = fallback
+        self._hello = Hello(process, os.getpid(), dict(max_model_lens or {}))
+        self._answer_secs = answer_secs
+        self._fell_back = fell_back
+        self._link: Link[FromRouting] | None = None
+        self._hasher = PromptHasher()
+        self._joined = asyncio.Event()
+        self._stalled = False
+        self._numbers = itertools.count(1)
+        self._undecided: dict[int, tuple[asyncio.Future[RemoteLease | None], Ask, float]] = {}
+        self._leases: dict[int, RemoteLease] = {}
+        self._looking: asyncio.TimerHandle | None = None
+
+    @property
+    def away(self) -> bool:
+        """Whether decisions are made here for now."""
+        link = self._link
+        return link is None or self._stalled or link.congested or not self._joined.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        """Leases not ended."""
+        return len(self._leases)
+
+    async def joined(self, within_secs: float) -> bool:
+        """Until the routing process has told its workers."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._joined.wait(), within_secs)
+        return self._joined.is_set()
+
+    async def run(self) -> None:
+        """Keep a connection to the routing process, until cancelled."""
+        loop = asyncio.get_running_loop()
+        pause = _RECONNECT_SECS[0]
+        while True:
+            link: Link[FromRouting] = Link(from_routing, self._received, self._lost)
+            try:
+                await loop.create_unix_connection(lambda link=link: link, self._path)  # type: ignore[misc]
+            except OSError:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _RECONNECT_SECS[1])
+                continue
+            pause = _RECONNECT_SECS[0]
+            self._link = link
+            link.send(self._hello)
+            for lease in self._leases.values():
+                link.send(lease.declaration())
+            try:
+                await link.wait_lost()
+            except BaseException:
+                self._link = None  # nobody is away: this side ends
+                await link.close()
+                raise
+
+    async def choose(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
+        try:
+            return await self._ask(ask, tried)
+        except _Away:
+            return await self._decide_here(ask, tried)
+
+    def send_counts(self, delta: bytes) -> bool:
+        """Hand over what was counted; False while nobody can take it."""
+        if self._link is None or not self._link.open or self._link.congested:
+            return False
+        self._link.send(Counts(delta))
+        return True
+
+    def tell(self, message: End | FirstByte) -> None:
+        """About a lease; without a connection there is nobody who would have to know."""
+        if self._link is not None:
+            self._link.send(message)
+
+    def forget(self, seq: int) -> None:
+        self._leases.pop(seq, None)
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    async def _ask(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
+        if self.away:
+            raise _Away
+        prompt, tokens, keys = ask.prompt, None, {}
+        if prompt is not None:
+            tokens = min(len(prompt), MAX_TOKENS)
+            if ask.namespace is not None:
+                keys = await self._hasher.keys(ask.model_id, prompt, ask.namespace)
+        if self._link is None:
+            raise _Away  # gone meanwhile
+        seq = next(self._numbers)
+        tried_there = [number for worker in tried if (number := self._mirror.generation(worker)) is not None]
+        self._link.send(Choose(seq, ask.model_id, tokens, keys, ask.namespace, ask.unmatched, tried_there))
+        future: asyncio.Future[RemoteLease | None] = asyncio.get_running_loop().create_future()
+        patience = self._answer_secs + (tokens / _TOKENS_PER_SEC if tokens else 0.0)
+        self._undecided[seq] = (future, ask, self.clock() + patience)
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECS, self._look)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if self._undecided.pop(seq, None) is not None:
+                self.tell(End(seq, Outcome.CLIENT_GONE, None))
+            elif not future.cancelled() and future.exception() is None and (lease := future.result()) is not None:
+                lease.end(Outcome.CLIENT_GONE)
+            raise
+
+    def _look(self) -> None:
+        """Give up on answers that are overdue. Runs only while some are outstanding."""
+        self._looking = None
+        now = self.clock()
+        for seq, (future, _, by) in list(self._undecided.items()):
+            if now >= by:
+                if not self._stalled:
+                    self._stalled = True
+                    log.warning("the routing process does not answer, deciding here")
+                del self._undecided[seq]
+                self.tell(End(seq, Outcome.REJECTED, None))
+                _away(future)
+        if self._undecided:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECS, self._look)
+
+    async def _decide_here(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
+        if ask.facts is None:
+            tokens = None if ask.prompt is None else len(ask.prompt)
+            ask.facts = Facts(prompt_tokens=tokens, unmatched=ask.unmatched or Unmatched.NOT_ASKED)
+        local = await self._fallback.choose(ask, tried)
+        if local is None:
+            return None
+        self._fell_back(ask.model_id)
+        lease = self._hold(next(self._numbers), ask.model_id, local)
+        if self._link is not None:
+            self._link.send(lease.declaration())
+        return lease
+
+    def _hold(self, seq: int, model_id: str, local: LocalLease) -> RemoteLease:
+        lease = self._leases[seq] = RemoteLease(self, seq, model_id, local)
+        return lease
+
+    # --- what is heard ------------------------------------------------------------------------------------------
+
+    def _received(self, message: FromRouting) -> None:
+        if self._stalled:
+            self._stalled = False
+            log.info("the routing process answers again")
+        if isinstance(message, Chosen):
+            self._chosen(message)
+        elif isinstance(message, NobodyLeft):
+            asked = self._undecided.pop(message.seq, None)
+            if asked is not None and not asked[0].done():
+                asked[0].set_result(None)
+        elif isinstance(message, Expired):
+            lease = self._leases.get(message.seq)
+            if lease is not None:
+                lease.expire()
+        elif isinstance(message, WorkerState):
+            self._mirror.update(message)
+        elif isinstance(message, WorkerGone):
+            self._mirror.gone(message.generation)
+        elif isinstance(message, Hashing):
+            self._hasher.learn(message)
+        elif isinstance(message, Fleet):
+            self._mirror.replace(message.workers)
+            self._joined.set()
+            log.info("joined the routing process", workers=len(message.workers), declared=len(self._leases))
+
+    def _chosen(self, message: Chosen) -> None:
+        asked = self._undecided.pop(message.seq, None)
+        if asked is None:
+            return  # given up: the routing process has been told, or is about to be
+        future, ask, _ = asked
+        worker = self._mirror.worker(message.generation)
+        if worker is None or message.dp_rank >= worker.dp_size:
+            self.tell(End(message.seq, Outcome.REJECTED, None))  # removed since
+            _away(future)
+        elif future.done():  # cancelled in this very turn
+            self.tell(End(message.seq, Outcome.CLIENT_GONE, None))
+        else:
+            future.set_result(self._hold(message.seq, ask.model_id, self._here(worker, message)))
+
+    def _here(self, worker: Worker, message: Chosen) -> LocalLease:
+        """This process's own account of a decision, for the load and the breakers that the fallback goes by."""
+        decision = RouteDecision(
+            worker.targets[message.dp_rank],
+            message.reason,
+            candidates=message.candidates,
+            min_load=message.min_load,
+            max_load=message.max_load,
+            matched_blocks=message.matched_blocks,
+            total_blocks=message.total_blocks,
+            page_size=message.page_size,
+            prompt_tokens=message.prompt_tokens,
+            unmatched=message.unmatched,
+            expected_blocks=message.expected_blocks,
+        )
+        now, tokens = self.clock(), decision.prompt_tokens or 0
+        guard = self._load.acquire(
+            decision.target,
+            prefill_tokens=max(tokens - decision.matched_tokens, 0),
+            decode_blocks=-(-tokens // max(decision.page_size, 1)),
+            now=now,
+        )
+        permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
+        return LocalLease(self._fallback, decision, permit, guard, None)
+
+    def _lost(self) -> None:
+        if self._link is not None:
+            log.warning("the routing process is away, deciding here", in_flight=len(self._leases))
+        self._link = None
+        self._joined.clear()
+        self._stalled = False
+        undecided, self._undecided = self._undecided, {}
+        for future, _, _ in undecided.values():
+            _away(future)
+
+
+def _away(future: asyncio.Future[RemoteLease | None]) -> None:
+    if not future.done():
+        future.set_exception(_Away())

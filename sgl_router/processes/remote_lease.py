@@ -1,0 +1,79 @@
+"""A lease that two processes hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from .wire import Declare, End, FirstByte
+
+if TYPE_CHECKING:
+    from sgl_router.observability import Outcome
+    from sgl_router.routing.local import LocalLease
+
+__all__ = ["RemoteLease"]
+
+
+class _Owner(Protocol):
+    def tell(self, message: End | FirstByte) -> None: ...
+    def forget(self, seq: int) -> None: ...
+
+
+class RemoteLease:
+    """See `routing.Lease`. `local` is this process's own account; the routing process hears the same."""
+
+    __slots__ = ("_expired", "_local", "_model_id", "_on_expire", "_owner", "_prefilled", "_seq", "decision")
+
+    def __init__(self, owner: _Owner, seq: int, model_id: str, local: LocalLease) -> None:
+        self._owner: _Owner | None = owner
+        self._seq = seq
+        self._model_id = model_id
+        self._local = local
+        self.decision = local.decision
+        self._prefilled = False
+        self._expired = False
+        self._on_expire: Callable[[], None] | None = None
+
+    @property
+    def on_expire(self) -> Callable[[], None] | None:
+        return self._on_expire
+
+    @on_expire.setter
+    def on_expire(self, callback: Callable[[], None] | None) -> None:
+        self._on_expire = callback
+        self._local.on_expire = self.expire
+
+    def expire(self) -> None:
+        """The janitor of either process has found it overdue."""
+        if not self._expired and self._owner is not None:
+            self._expired = True
+            if self._on_expire is not None:
+                self._on_expire()
+
+    def first_byte(self, status: int) -> None:
+        if self._owner is not None:
+            self._prefilled = True
+            self._local.first_byte(status)
+            self._owner.tell(FirstByte(self._seq, status))
+
+    def end(self, outcome: Outcome, cached_tokens: int | None = None) -> None:
+        owner, self._owner = self._owner, None
+        if owner is None:
+            return
+        self._on_expire = None
+        self._local.end(outcome)  # cached_tokens: only the index has a use for them
+        owner.forget(self._seq)
+        owner.tell(End(self._seq, outcome, cached_tokens))
+
+    def declaration(self) -> Declare:
+        """What a routing process that does not know this lease must be told."""
+        decision = self.decision
+        worker, tokens = decision.target.worker, decision.prompt_tokens or 0
+        return Declare(
+            self._seq,
+            worker.url,
+            self._model_id,
+            decision.target.dp_rank,
+            0 if self._prefilled else max(tokens - decision.matched_tokens, 0),
+            -(-tokens // max(decision.page_size, 1)),
+        )

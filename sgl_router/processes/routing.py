@@ -1,0 +1,110 @@
+"""The routing process: a whole router on a unix socket, and the leases of the data processes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import structlog
+
+from sgl_router.config import Config
+from sgl_router.policies import make_policy
+from sgl_router.server.daemon import Daemon
+from sgl_router.server.services import Model
+from sgl_router.workers import HealthState
+
+from .control import Control
+from .counts import merge
+from .fronts import AdminFront
+from .lease_server import LeaseServer
+from .paths import Paths
+from .wire import Hello
+
+if TYPE_CHECKING:
+    from sgl_router.server.services import Services
+    from sgl_router.tokenization import ModelTokenizer
+
+__all__ = ["run_routing"]
+
+log = structlog.get_logger(__name__)
+
+_SETTLE_SECS = 5.0
+_LOOK_SECS = 0.02
+
+
+async def run_routing(config: Config, paths: Paths, control: Control) -> int:
+    """Until the supervisor says stop. Data processes are let in once the workers have been asked who they are: what
+    they knew before is better than an empty registry."""
+    await control.start()
+    daemon = Daemon(config, listener=_admin_socket(paths), front=AdminFront, models=_without_tokenizers)
+    await daemon.start()
+    services = daemon.services
+    server = LeaseServer(
+        daemon.routing,
+        services.registry,
+        services.load,
+        services.index,
+        merge=lambda delta: merge(services.metrics, delta),
+        introduced=lambda hello: _learn(services, hello),
+    )
+    await _settled(services)
+    await server.start(paths.leases)
+    control.ready()
+    log.info("routing process ready", workers=len(services.registry))
+    await control.drain()
+    daemon.drain()
+    await control.stop()
+    await server.close()
+    await daemon.stop()
+    return 0
+
+
+class _Unloaded:
+    """In a tokenizer's place: only data processes render and tokenize. Starting takes a third of the time."""
+
+    def __init__(self) -> None:
+        self.max_model_len: int | None = None
+
+    def close(self) -> None: ...
+
+
+async def _without_tokenizers(config: Config, rng: random.Random) -> dict[str, Model]:
+    return {
+        model.id: Model(model, cast("ModelTokenizer", _Unloaded()), make_policy(model, rng)) for model in config.models
+    }
+
+
+def _learn(services: Services, hello: Hello) -> None:
+    for name, length in hello.max_model_lens.items():
+        if name in services.models:
+            cast("_Unloaded", services.models[name].tokenizer).max_model_len = length
+
+
+def _admin_socket(paths: Paths) -> socket.socket:
+    for left_behind in (paths.http, paths.leases):
+        Path(left_behind).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(paths.http)
+    return listener
+
+
+async def _settled(services: Services) -> None:
+    for _ in range(int(_SETTLE_SECS / _LOOK_SECS)):
+        if _tried(services):
+            return
+        await asyncio.sleep(_LOOK_SECS)
+
+
+def _tried(services: Services) -> bool:
+    """Whether every worker that should exist has answered, or failed to, and has replayed what it is going to."""
+    workers, pending = services.registry.all(), services.manager.status()
+    if not workers and not pending:
+        return False  # discovery has not spoken yet
+    if any(one.attempts == 0 for one in pending):
+        return False
+    return not any(
+        worker.health is HealthState.STARTING or services.index.warming(worker) for worker in workers
+    )

@@ -1,0 +1,196 @@
+"""Starts the processes of one router, keeps them alive, and takes them down in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from sgl_router import __version__
+from sgl_router.server.listen import StartupError, bind
+
+from .child import Child
+from .control import Order
+from .paths import Paths
+
+if TYPE_CHECKING:
+    from sgl_router.config import Config
+
+__all__ = ["Supervisor", "supervise"]
+
+log = structlog.get_logger(__name__)
+
+_RESTART_SECS = (0.05, 5.0)
+_WELL_AFTER_SECS = 30.0
+_STOP_SECS = 10.0
+# A socket's whole path has at most 107 bytes.
+_LONGEST_TEMPDIR = 70
+
+
+def supervise(config: Config) -> int:
+    """Run the router until a signal. 0 after a clean shutdown, 2 if it could not start."""
+    server = config.server
+    with contextlib.ExitStack() as stack:
+        try:
+            listeners = bind(server.host, server.port, sockets=server.processes)
+            paths = stack.enter_context(_private_folder())
+        except StartupError as error:
+            print(f"sgl-router: {error}", file=sys.stderr)
+            return 2
+        paths.config.write_bytes(msgspec.json.encode(config))
+        return asyncio.run(Supervisor(config, paths, listeners).run())
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Paths]:
+    """For this router alone (mode 0700), and with a name short enough for the sockets in it."""
+    long = len(tempfile.gettempdir()) > _LONGEST_TEMPDIR
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="sgl-router-", dir="/tmp" if long else None)
+    except OSError as error:
+        reason = f"server.processes: no folder for the sockets between processes: {error.strerror}"
+        raise StartupError(reason) from None
+    with folder as name:
+        yield Paths(Path(name))
+
+
+class Supervisor:
+    """One routing process, and a data process for each listener."""
+
+    def __init__(self, config: Config, paths: Paths, listeners: list[socket.socket]) -> None:
+        self._config = config
+        self._listeners = listeners
+        self._routing = Child("routing", ["routing"], paths.folder)
+        self._data = [
+            Child(f"data-{number}", ["data", "--number", str(number)], paths.folder, listener)
+            for number, listener in enumerate(listeners)
+        ]
+        self._stopping = False
+        self._started = False
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        structlog.contextvars.bind_contextvars(process="supervisor")
+        asked = asyncio.Event()
+
+        def on_signal(number: signal.Signals) -> None:
+            if asked.is_set():
+                log.warning("second signal, exiting at once", signal=number.name)
+                self._kill_all()
+                _flush_logs()
+                os._exit(128 + number)
+            log.info("signal received, draining", signal=number.name)
+            asked.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        keepers = {asyncio.create_task(self._keep(child)): child for child in (self._routing, *self._data)}
+        signalled = asyncio.create_task(asked.wait())
+        await asyncio.sleep(0)
+        _set_up_logging(self._config)  # while the processes start: it is the slow part of this one
+        try:
+            starting = asyncio.create_task(self._all_ready())
+            await asyncio.wait((starting, signalled, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            starting.cancel()
+            for keeper, child in keepers.items():
+                if keeper.done() and not asked.is_set():
+                    log.error("the router could not start", failed=child.name, status=keeper.result())
+                    return max(keeper.result(), 1)
+            if not asked.is_set():
+                self._started = True
+                self._announce()
+                await signalled
+                await self._take_down(keepers)
+            return 0
+        finally:
+            self._stopping = True
+            self._kill_all()
+            signalled.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+            log.info("router stopped")
+            _flush_logs()
+
+    async def _keep(self, child: Child) -> int:
+        """Start a process again whenever it ends; the exit status where it must not be."""
+        loop = asyncio.get_running_loop()
+        pause = _RESTART_SECS[0]
+        while True:
+            born = loop.time()
+            status = await child.live()
+            if self._stopping or not self._started:
+                return status
+            if loop.time() - born >= _WELL_AFTER_SECS:
+                pause = _RESTART_SECS[0]
+            log.error("a process died, starting it again", name=child.name, status=status, in_secs=pause)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _RESTART_SECS[1])
+            if self._stopping:
+                return status
+
+    async def _all_ready(self) -> None:
+        for child in (self._routing, *self._data):
+            await child.ready.wait()
+
+    def _announce(self) -> None:
+        server = self._config.server
+        if server.http_front != "native":
+            log.warning("server.http_front is for one process: data processes use the native front")
+        port = self._listeners[0].getsockname()[1]
+        host = f"[{server.host}]" if ":" in server.host else server.host
+        log.info(
+            "router listening",
+            url=f"http://{host}:{port}",
+            version=__version__,
+            models=sorted(model.id for model in self._config.models),
+            processes=server.processes,
+            pid=os.getpid(),
+            routing_pid=self._routing.pid,
+            data_pids=[child.pid for child in self._data],
+        )
+
+    async def _take_down(self, keepers: dict[asyncio.Task[int], Child]) -> None:
+        """Data processes first: the routing process must hear how their requests ended."""
+        self._stopping = True
+        server = self._config.server
+        for child in (self._routing, *self._data):
+            child.say(Order.DRAIN)
+        for listener in self._listeners:
+            listener.close()  # what data processes hold is closed when they stop to listen; then nothing must be left
+        carrying = [keeper for keeper, child in keepers.items() if child is not self._routing]
+        patience = server.shutdown_drain_secs + server.shutdown_grace_secs + _STOP_SECS
+        _, late = await asyncio.wait(carrying, timeout=patience)
+        self._report(late, keepers)
+        self._routing.say(Order.STOP)
+        _, late = await asyncio.wait(keepers, timeout=_STOP_SECS)
+        self._report(late, keepers)
+
+    def _report(self, late: set[asyncio.Task[int]], keepers: dict[asyncio.Task[int], Child]) -> None:
+        for keeper in late:
+            log.warning("a process did not stop in time, killing it", name=keepers[keeper].name)
+            keepers[keeper].kill()
+
+    def _kill_all(self) -> None:
+        for child in (self._routing, *self._data):
+            child.kill()
+
+
+def _set_up_logging(config: Config) -> None:
+    from sgl_router.observability import configure_logging
+
+    configure_logging(config.observability.log_level, config.observability.log_format)
+
+
+def _flush_logs() -> None:
+    from sgl_router.observability import flush_logs
+
+    flush_logs()

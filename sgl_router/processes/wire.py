@@ -1,0 +1,178 @@
+"""What a data process and the routing process say to each other: msgpack behind a four-byte length."""
+
+from __future__ import annotations
+
+import msgspec
+
+from sgl_router.observability.outcome import Outcome
+from sgl_router.policies.base import DecisionReason, Unmatched
+from sgl_router.workers.worker import HealthState, WorkerMode
+
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "MAX_TOKENS",
+    "Choose",
+    "Chosen",
+    "Counts",
+    "Declare",
+    "End",
+    "Expired",
+    "FirstByte",
+    "Fleet",
+    "FromRouting",
+    "Hashing",
+    "Hello",
+    "Message",
+    "NobodyLeft",
+    "ToRouting",
+    "WorkerGone",
+    "WorkerState",
+    "encode_into",
+    "from_routing",
+    "to_routing",
+]
+
+MAX_MESSAGE_BYTES = 32 << 20
+# What is beyond is only not matched: prefixes are looked up from the front.
+MAX_TOKENS = 4 << 20
+
+
+class Message(msgspec.Struct, array_like=True, gc=False):
+    """Base of all. A request is known by the number (`seq`) its data process gave it, unique on one connection."""
+
+
+# --- from a data process --------------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag=1):
+    """First on every connection; the leases in flight (`Declare`) follow."""
+
+    process: int
+    pid: int
+    max_model_lens: dict[str, int | None]
+    """By model, what its tokenizer says: the routing process has none, and is asked for it in /v1/models."""
+
+
+class Choose(Message, tag=2):
+    """`routing.Ask` on its way. `tokens`: how many the prompt has, None where there is none. `keys`: of its blocks, by
+    root, as uint64 in the machine's byte order. `namespace` is (salt, adapter), None where unknown. `tried`:
+    generations of workers not to be chosen again."""
+
+    seq: int
+    model_id: str
+    tokens: int | None
+    keys: dict[int, bytes]
+    namespace: tuple[str | None, str | None] | None
+    unmatched: Unmatched | None
+    tried: list[int]
+
+
+class FirstByte(Message, tag=3):
+    seq: int
+    status: int
+
+
+class End(Message, tag=4):
+    """Of a lease, or of interest in one that has been asked for."""
+
+    seq: int
+    outcome: Outcome
+    cached_tokens: int | None
+
+
+class Declare(Message, tag=5):
+    """A lease the routing process does not know: chosen without it, or by its predecessor."""
+
+    seq: int
+    url: str
+    model_id: str
+    dp_rank: int
+    prefill_tokens: int
+    decode_blocks: int
+
+
+class Counts(Message, tag=6):
+    """What this process has counted since it last said so, in the metrics' own encoding."""
+
+    delta: bytes
+
+
+# --- from the routing process ---------------------------------------------------------------------------------------
+
+
+class WorkerState(Message, tag=11):
+    """A worker that is new or has changed, with what relaying and least load need of it."""
+
+    generation: int
+    url: str
+    model_id: str
+    mode: WorkerMode
+    dp_size: int
+    block_size: int
+    started_at: float | str | None
+    health: HealthState
+
+
+class Hashing(Message, tag=17):
+    """What block keys are made with: the index's secret, and the kinds (page size, bigram) in use by model. The first
+    message of a connection, and sent again whenever it changes."""
+
+    secret: int
+    kinds: dict[str, list[tuple[int, bool]]]
+
+
+class Fleet(Message, tag=12):
+    """All workers there are, at the beginning of a connection. Only now may the routing process be asked."""
+
+    workers: list[WorkerState]
+
+
+class WorkerGone(Message, tag=13):
+    generation: int
+
+
+class Chosen(Message, tag=14):
+    """A `RouteDecision`, and a lease under `seq`."""
+
+    seq: int
+    generation: int
+    dp_rank: int
+    reason: DecisionReason
+    candidates: int
+    min_load: int
+    max_load: int
+    matched_blocks: int
+    total_blocks: int
+    page_size: int
+    prompt_tokens: int | None
+    unmatched: Unmatched | None
+    expected_blocks: int
+
+
+class NobodyLeft(Message, tag=15):
+    """No worker could be chosen: there is no lease."""
+
+    seq: int
+
+
+class Expired(Message, tag=16):
+    """The lease has outlived `active_load.stale_request_timeout_secs`: its request must end."""
+
+    seq: int
+
+
+ToRouting = Hello | Choose | FirstByte | End | Declare | Counts
+FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Expired
+
+to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)
+from_routing: msgspec.msgpack.Decoder[FromRouting] = msgspec.msgpack.Decoder(FromRouting)
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_into(message: Message, buffer: bytearray) -> None:
+    """Append `message` with its length."""
+    start = len(buffer)
+    buffer += b"\0\0\0\0"
+    _encoder.encode_into(message, buffer, -1)
+    buffer[start : start + 4] = (len(buffer) - start - 4).to_bytes(4, "big")

@@ -1,0 +1,264 @@
+"""The HTTP surface on aiohttp's server: all of it, or what the native front hands on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from aiohttp import web
+from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
+from multidict import CIMultiDict
+
+from sgl_router.errors import BadRequest, BodyTooLarge, RouteNotFound, RouterError
+from sgl_router.observability.metrics import CONTENT_TYPE
+from sgl_router.proxy import ClientGone, Headers
+
+from .exchange import (
+    SERVER,
+    UNMATCHED,
+    UPLOAD_SECS,
+    Exchanges,
+    body_too_large,
+    check_encoding,
+    method_not_allowed,
+)
+from .http.faults import HttpFault, HttpRefused
+from .inbound import Inbound, request_id
+from .routes import DATA_ROUTES, Routes, Serve
+from .snapshots import SNAPSHOT_PATH, snapshot_route
+from .views import models_view, readiness_view, workers_view
+
+if TYPE_CHECKING:
+    from .services import Services
+
+__all__ = ["AiohttpFront", "make_runner"]
+
+# aiohttp warns about plain string keys from the version on that has RequestKey.
+_ID: Any = web.RequestKey("request_id", str) if hasattr(web, "RequestKey") else "request_id"
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class AiohttpFront:
+    """The whole surface on aiohttp's server."""
+
+    def __init__(self, services: Services, routes: Routes = DATA_ROUTES) -> None:
+        self._runner = make_runner(services, routes)
+        self._site: web.SockSite | None = None
+
+    async def start(self, listener: socket.socket, backlog: int = 2048) -> None:
+        await self._runner.setup()
+        self._site = web.SockSite(self._runner, listener, backlog=backlog)
+        await self._site.start()
+
+    async def stop_listening(self) -> None:
+        if self._site is not None:
+            await self._site.stop()
+            self._site = None
+
+    async def close(self) -> None:
+        await self.stop_listening()
+        await self._runner.cleanup()
+
+
+def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunner:
+    """The server, not yet listening. A handler is cancelled when its client goes away."""
+    app = web.Application(
+        client_max_size=services.config.server.max_body_bytes + 1,
+        middlewares=[_observe(Exchanges(services), routes)],
+    )
+    app.on_response_prepare.append(_sign)
+    for path, serve in routes.items():
+        app.router.add_post(path, _data_route(services, serve))
+    app.router.add_get("/v1/models", _view(lambda: (200, models_view(services))))
+    app.router.add_get("/healthz", _view(lambda: (200, {"status": "ok"})))
+    app.router.add_get("/readyz", _view(lambda: readiness_view(services)))
+    app.router.add_get("/workers", _view(lambda: (200, workers_view(services))))
+    app.router.add_get("/metrics", _metrics(services))
+    app.router.add_get(SNAPSHOT_PATH, snapshot_route(services.index), allow_head=False)
+    return web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=True,
+        auto_decompress=False,
+        keepalive_timeout=75.0,
+        shutdown_timeout=0.25,  # the grace for requests in flight is over when the server is torn down
+    )
+
+
+async def _sign(request: web.Request, response: web.StreamResponse) -> None:
+    """aiohttp has named itself by now, unless the worker's name is relayed."""
+    if response.headers.get("server") == SERVER_SOFTWARE:
+        response.headers["server"] = SERVER
+
+
+class _AiohttpOutbound:
+    """An Outbound over one aiohttp request."""
+
+    def __init__(self, request: web.Request, request_id: str, services: Services) -> None:
+        self._request = request
+        self._request_id = request_id
+        self._services = services
+        self._ending = False
+        self.response: web.StreamResponse | None = None
+
+    @property
+    def started(self) -> bool:
+        return self.response is not None
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        response = web.Response(status=status, headers=self._headers(headers), body=body)
+        await self._prepare(response)
+        await self._guard(response.write_eof())
+
+    async def start(self, status: int, headers: Headers) -> None:
+        response = web.StreamResponse(status=status, headers=self._headers(headers))
+        if self._request.version < HttpVersion11:
+            response.force_close()  # the end of the connection is the end of the body
+        await self._prepare(response)
+
+    async def write(self, data: bytes) -> None:
+        assert self.response is not None
+        if self._ending:  # the end of the body may be out: what came after it would be read as the next answer
+            self.abort()
+            raise ClientGone
+        await self._guard(self.response.write(data))
+
+    async def end(self) -> None:
+        assert self.response is not None
+        self._ending = True
+        await self._guard(self.response.write_eof())
+
+    def abort(self) -> None:
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def _prepare(self, response: web.StreamResponse) -> None:
+        if self._services.closing:
+            response.force_close()
+        self.response = response
+        await self._guard(response.prepare(self._request))
+
+    async def _guard(self, step: Awaitable[Any]) -> None:
+        try:
+            await step
+        except ConnectionError as error:
+            raise ClientGone from error
+
+    def _headers(self, headers: Headers) -> CIMultiDict[str]:
+        result: CIMultiDict[str] = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers)
+        result["x-request-id"] = self._request_id
+        return result
+
+
+def _data_route(services: Services, serve: Serve) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        headers: Headers = list(request.raw_headers)
+        out = _AiohttpOutbound(request, request[_ID], services)
+        body = await _read_body(request, services.config.server.max_body_bytes)
+        inbound = Inbound(request.method, request.path, headers, body, request[_ID])
+        try:
+            await serve(services, inbound, out)
+        except ClientGone:
+            pass  # recorded by the handler; aiohttp finds the connection closed on its own
+        if out.response is not None:
+            return out.response
+        return web.Response(status=499)  # never seen: the client left before an answer began
+
+    return handle
+
+
+async def _read_body(request: web.Request, limit: int) -> bytes:
+    check_encoding(request.headers.get("content-encoding", ""))
+    if request.content_length is not None and request.content_length > limit:
+        raise body_too_large(limit)
+    try:
+        body = await asyncio.wait_for(request.read(), UPLOAD_SECS)
+    except web.HTTPRequestEntityTooLarge:
+        raise body_too_large(limit) from None
+    except asyncio.TimeoutError:
+        raise HttpRefused(HttpFault.BODY_TIMEOUT) from None
+    except Exception as error:  # the connection ended, or its framing is broken; aiohttp has several names for that
+        raise BadRequest("the request body broke off before its end") from error
+    if len(body) > limit:
+        raise body_too_large(limit)
+    return body
+
+
+def _text(value: bytes) -> str:
+    """aiohttp writes header values as UTF-8, so what is UTF-8 stays byte for byte as the worker sent it."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def _view(answer: Callable[[], tuple[int, dict[str, Any]]]) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        status, body = answer()
+        return web.Response(status=status, body=msgspec.json.encode(body), content_type="application/json")
+
+    return handle
+
+
+def _metrics(services: Services) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=services.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    return handle
+
+
+def _observe(exchanges: Exchanges, routes: Routes) -> Any:
+    """Counts every request and response by route template, names it, and puts errors into the envelope."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        resource = request.match_info.route.resource
+        # A data route that is asked for with the wrong method is still that route.
+        unmatched = request.path if request.path in routes else UNMATCHED
+        route = unmatched if resource is None else resource.canonical
+        name = request[_ID] = request_id(list(request.raw_headers))
+        status = 499
+        exchanges.begin(route, request.method)
+        try:
+            response = await _answer(exchanges, request, handler, name)
+            status = response.status
+            if not response.prepared:
+                response.headers["x-request-id"] = name
+                if exchanges.closing:
+                    response.force_close()
+            return response
+        finally:
+            exchanges.end(route, request.method, status)
+
+    return middleware
+
+
+async def _answer(exchanges: Exchanges, request: web.Request, handler: _Handler, name: str) -> web.StreamResponse:
+    allow = ""
+    try:
+        return await handler(request)
+    except RouterError as raised:
+        error = raised
+    except web.HTTPException as raised:
+        error = _translate(request, raised)
+        allow = raised.headers.get("allow", "")
+    except Exception:
+        error = exchanges.failed(name, request.path)
+    status, headers, body = exchanges.refusal(error, allow)
+    response = web.Response(status=status, body=body)
+    for key, value in headers:
+        response.headers[key.decode()] = value.decode()
+    if isinstance(error, (BodyTooLarge, HttpRefused)):
+        response.force_close()  # the rest of the body is not going to be read
+    return response
+
+
+def _translate(request: web.Request, raised: web.HTTPException) -> RouterError:
+    if raised.status == 404:
+        return RouteNotFound(f"there is no {request.path[:200]!r} here")
+    if raised.status == 405:
+        return method_not_allowed(request.method, request.path)
+    return BadRequest(raised.reason or "the request is not valid")

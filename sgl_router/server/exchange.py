@@ -1,0 +1,81 @@
+"""What every request goes through on every front: its counters, its limits, and an error's way into an answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sgl_router.errors import BadRequest, BodyTooLarge, InternalError, MethodNotAllowed, RouterError
+from sgl_router.proxy import Headers
+
+from .envelope import error_response
+
+if TYPE_CHECKING:
+    from .services import Services
+
+__all__ = ["SERVER", "UNMATCHED", "UPLOAD_SECS", "Exchanges", "body_too_large", "check_encoding", "method_not_allowed"]
+
+log = structlog.get_logger(__name__)
+
+# A body that trickles in must not hold its connection for ever.
+UPLOAD_SECS = 60.0
+# The route label of what no route matches.
+UNMATCHED = "unmatched"
+# The `server` header of every answer that a worker did not give.
+SERVER = "sgl-router"
+
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+
+
+class Exchanges:
+    """One per front. `begin` and `end` enclose a request from the end of its headers to the end of its answer."""
+
+    __slots__ = ("_in_flight", "_metrics", "_services")
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._metrics = services.metrics
+        self._in_flight = services.in_flight
+
+    @property
+    def closing(self) -> bool:
+        """Whether each connection ends with its next answer."""
+        return self._services.closing
+
+    def begin(self, route: str, method: str) -> None:
+        """`route` is a template, so that there are few."""
+        self._metrics.requests.labels(route, method if method in _METHODS else "other").inc()
+        self._in_flight.__enter__()
+
+    def end(self, route: str, method: str, status: int) -> None:
+        """`status` is 499 where the client left before an answer began."""
+        self._metrics.responses.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._in_flight.__exit__()
+
+    def refusal(self, error: RouterError, allow: str = "POST") -> tuple[int, Headers, bytes]:
+        """Status, headers and body for an error that no handler answered. `allow`: what the route takes."""
+        self._metrics.errors.labels(error.code.value).inc()
+        status, headers, body = error_response(error)
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", allow.encode("ascii")))
+        return status, headers, body
+
+    def failed(self, name: str, path: str) -> InternalError:
+        """The error for an exception nobody foresaw; to be called while that is being handled."""
+        log.exception("request failed", request_id=name, path=path)
+        return InternalError("the router failed to handle this request")
+
+
+def check_encoding(encoding: str) -> None:
+    """`encoding`: a request's Content-Encoding, empty where it has none. Raises BadRequest."""
+    if encoding and encoding.lower() != "identity":
+        raise BadRequest(f"content-encoding {encoding.lower()[:40]!r} is not supported; send the body uncompressed")
+
+
+def body_too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the request body is larger than the limit of {limit} bytes (server.max_body_bytes)")
+
+
+def method_not_allowed(method: str, path: str) -> MethodNotAllowed:
+    return MethodNotAllowed(f"{method[:20]} is not allowed on {path[:200]!r}")

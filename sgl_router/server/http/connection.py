@@ -1,0 +1,379 @@
+"""One client's connection: bytes to requests, one after the other, each served by a task of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from enum import Enum
+from typing import TYPE_CHECKING, cast
+
+from sgl_router.errors import RouterError
+from sgl_router.proxy import ClientGone
+from sgl_router.server.exchange import UNMATCHED, body_too_large, check_encoding, method_not_allowed
+from sgl_router.server.inbound import Inbound, request_id
+
+from .chunked import ChunkedDecoder
+from .faults import HttpFault, HttpRefused
+from .head import RequestHead, read_head
+from .memo import HeadMemo
+from .response import NativeOutbound
+
+if TYPE_CHECKING:
+    from sgl_router.server.routes import Serve
+
+    from .front import NativeFront
+
+__all__ = ["ClientConnection", "Stage"]
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Stage(Enum):
+    HEAD = "head"
+    """Between requests, or in the middle of a head (`_partial`)."""
+    BODY = "body"
+    SERVING = "serving"
+    """A task is at work; what arrives meanwhile waits in `_ahead`."""
+    LINGER = "linger"
+    """Answered and half closed; what arrives is dropped."""
+    CLOSING = "closing"
+    """The last bytes are on their way out."""
+
+
+_HEAD, _BODY, _SERVING, _LINGER, _CLOSING = Stage.HEAD, Stage.BODY, Stage.SERVING, Stage.LINGER, Stage.CLOSING
+
+
+class ClientConnection(asyncio.Protocol):
+    """A client that closes its half is taken to be gone: the request it waits for is cancelled."""
+
+    __slots__ = (
+        "_ahead",
+        "_at",
+        "_decoder",
+        "_drain",
+        "_head",
+        "_linger",
+        "_memo",
+        "_missing",
+        "_partial",
+        "_pieces",
+        "_reading_paused",
+        "_route",
+        "_serve",
+        "_task",
+        "due",
+        "front",
+        "gone",
+        "stage",
+        "transport",
+        "write_paused",
+    )
+
+    transport: asyncio.Transport
+    _head: RequestHead
+    _serve: Serve
+    _pieces: list[bytes]
+
+    def __init__(self, front: NativeFront) -> None:
+        self.front = front
+        self.stage = _HEAD
+        self.due = math.inf
+        """When to lose patience, by the front's clock."""
+        self.gone = False
+        self.write_paused = False
+        self._ahead = b""
+        self._at = 0  # what lies before it in `_ahead` has been dealt with
+        self._partial = False
+        self._linger = False
+        self._memo: HeadMemo | None = None
+        self._reading_paused = False
+        self._missing = 0
+        self._decoder: ChunkedDecoder | None = None
+        self._route = UNMATCHED
+        self._task: asyncio.Task[None] | None = None
+        self._drain: asyncio.Future[None] | None = None
+
+    # --- asyncio ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        front = self.front
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(front.limits.write_high, front.limits.write_low)
+        self.due = front.now + front.limits.idle_secs
+        front.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        stage = self.stage
+        if stage is _HEAD:
+            if self._ahead:
+                data, self._ahead = self._ahead + data, b""
+            self._next(data, 0)
+        elif stage is _BODY:
+            self._more_body(data)
+        elif stage is _SERVING:
+            self._ahead, self._at = self._ahead[self._at :] + data, 0
+            if len(self._ahead) > self.front.limits.ahead_bytes and not self._reading_paused:
+                self._reading_paused = True
+                self.transport.pause_reading()
+        elif stage is _LINGER:
+            self._missing -= len(data)
+            if self._missing < 0:
+                self.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        self.front.forget(self)
+        if self._task is not None:
+            self._task.cancel()
+        elif self.stage is _BODY:
+            self.front.exchanges.end(self._route, self._head.method, 499)
+        self.stage = _CLOSING
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self._drain is not None and not self._drain.done():
+            self._drain.set_result(None)
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def _next(self, data: bytes, at: int) -> None:
+        """Take up the request that begins at `at`."""
+        front = self.front
+        head = self._memo.read(data, at) if self._memo is not None else None
+        if head is None:
+            try:
+                head = read_head(data, at)
+            except HttpRefused as error:
+                self._refuse_head(error)
+                return
+            if head is None:
+                self._ahead = data[at:]
+                if self._ahead and not self._partial:
+                    self._partial = True
+                    self.due = front.now + front.limits.head_secs
+                return
+            self._memo = HeadMemo.of(head, data[at : head.end])
+        self._partial = False
+        found = front.routes.get(head.path)
+        if found is None:
+            self._hand_over(data[at:] if at else data)
+            return
+        self._head = head
+        self._route, self._serve = found
+        front.exchanges.begin(self._route, head.method)
+        refusal: RouterError | None = None
+        if head.method != "POST" or head.content_encoding or head.unmet_expectation:
+            refusal = self._objection(head)
+        start = head.end
+        stop = start + head.content_length
+        if head.content_length > front.max_body_bytes:
+            self._start(b"", body_too_large(front.max_body_bytes), False)
+        elif len(data) >= stop and not head.chunked:
+            if len(data) > stop:
+                self._ahead, self._at = data, stop
+            self._start(data[start:stop], refusal, head.keep_alive)
+        elif refusal is not None:
+            self._start(b"", refusal, False)
+        else:
+            self._await_body(head, data, start)
+
+    def _objection(self, head: RequestHead) -> RouterError | None:
+        """Why a request is refused whatever its body; such a body is not asked for."""
+        if head.method != "POST":
+            return method_not_allowed(head.method, self._route)
+        if head.unmet_expectation:
+            return HttpRefused(HttpFault.EXPECTATION)
+        try:
+            check_encoding(head.content_encoding.decode("latin-1"))
+        except RouterError as error:
+            return error
+        return None
+
+    def _await_body(self, head: RequestHead, data: bytes, start: int) -> None:
+        front = self.front
+        self.stage = _BODY
+        self.due = front.now + front.limits.body_secs
+        self._pieces = []
+        self._missing = head.content_length
+        if head.chunked:
+            self._decoder = ChunkedDecoder(front.max_body_bytes)
+        if len(data) > start:
+            self._more_body(data[start:])
+        elif head.expects_continue:
+            self.transport.write(CONTINUE)
+
+    def _more_body(self, data: bytes) -> None:
+        keep_alive = self._head.keep_alive
+        decoder = self._decoder
+        if decoder is None:
+            missing = self._missing
+            if len(data) < missing:
+                self._pieces.append(data)
+                self._missing = missing - len(data)
+                return
+            if len(data) > missing:
+                self._ahead, self._at = data, missing
+                data = data[:missing]
+            self._pieces.append(data)
+            body = b"".join(self._pieces)
+            self._pieces = []
+            self._start(body, None, keep_alive)
+            return
+        try:
+            if not decoder.feed(data):
+                return
+        except RouterError as error:
+            self._decoder = None
+            self._start(b"", error, False)
+            return
+        self._decoder = None
+        self._ahead = decoder.rest
+        self._start(decoder.body, None, keep_alive)
+
+    def _start(self, body: bytes, refusal: RouterError | None, keep_alive: bool) -> None:
+        """The request of `_head` is whole, or refused; in the latter case `keep_alive` says whether it was read."""
+        head = self._head
+        name = request_id(head.headers if head.named else [])
+        inbound = Inbound(head.method, self._route, head.headers, body, name)
+        out = NativeOutbound(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
+        self._linger = refusal is not None and not keep_alive
+        self.stage = _SERVING
+        self.due = math.inf
+        self._task = self.front.loop.create_task(self._run(inbound, out, refusal))
+
+    def _refuse_head(self, fault: HttpRefused) -> None:
+        """Answer what is not a request, or not yet: there is no method, and no knowing where the next one begins."""
+        self._route = UNMATCHED
+        self.front.exchanges.begin(UNMATCHED, "other")
+        self._head = RequestHead("other", b"", b"", False, [], 0)
+        self._start(b"", fault, False)
+
+    async def _run(self, inbound: Inbound, out: NativeOutbound, refusal: RouterError | None) -> None:
+        exchanges = self.front.exchanges
+        try:
+            if refusal is None:
+                try:
+                    await self._serve(self.front.services, inbound, out)
+                except RouterError as error:
+                    refusal = error
+                except ClientGone:
+                    pass  # recorded by the handler
+                except Exception:
+                    refusal = exchanges.failed(inbound.request_id, inbound.path)
+            if refusal is not None and not out.started:
+                await out.send(*exchanges.refusal(refusal))
+        except ClientGone:
+            pass
+        finally:
+            refusal = None  # its traceback holds this frame
+            self._task = None
+            exchanges.end(self._route, inbound.method, out.status)
+            self._served(out)
+
+    def _served(self, out: NativeOutbound) -> None:
+        if self.gone:
+            return
+        if not out.complete:
+            self.abort()  # only a broken connection still says that the answer is not whole
+            return
+        if not out.keep_alive:
+            self._finish()
+            return
+        self.stage = _HEAD
+        self.due = self.front.now + self.front.limits.idle_secs
+        if self._ahead:
+            ahead, at = self._ahead, self._at
+            self._ahead, self._at = b"", 0
+            self._next(ahead, at)
+        if self._reading_paused and len(self._ahead) - self._at <= self.front.limits.ahead_bytes:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._reading_paused and not self.gone:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, data: bytes) -> None:
+        """The rest of this connection is aiohttp's, from the first byte of this request on."""
+        transport = self.transport
+        self.front.forget(self)
+        self._resume_reading()
+        self.stage = _CLOSING
+        self.gone = True
+        successor = self.front.successor()
+        transport.set_protocol(successor)
+        successor.connection_made(transport)
+        successor.data_received(data)
+
+    def _finish(self) -> None:
+        """Close after the last answer. A kernel that holds unread bytes at the close would reset the connection, and
+        the answer could be lost with it: so what a refused client still sends is read and dropped for a while."""
+        limits = self.front.limits
+        if self._linger or self._ahead:
+            self.stage = _LINGER
+            self.due = self.front.now + limits.linger_secs
+            self._missing = limits.linger_bytes
+            self._ahead = b""
+            self.transport.write_eof()
+            self._resume_reading()
+        else:
+            self._close()
+
+    def _close(self) -> None:
+        self.stage = _CLOSING
+        self.due = self.front.now + self.front.limits.flush_secs
+        self.transport.close()
+
+    def abort(self) -> None:
+        """Break the connection. The task that serves it, if any, is cancelled soon."""
+        if not self.gone:
+            self.gone = True
+            self.transport.abort()
+
+    def close_if_idle(self) -> None:
+        """For a front that shuts down: between requests there is nothing to wait for."""
+        if self.stage is _HEAD and not self._partial:
+            self._close()
+
+    def cut_off(self) -> asyncio.Task[None] | None:
+        """End this connection whatever it does. Returns the task that was serving it, cancelled."""
+        task = self._task
+        if task is not None:
+            task.cancel()
+            self.abort()
+        elif self.stage is _LINGER or self.stage is _BODY:
+            self.abort()
+        else:
+            self._close()
+        return task
+
+    def overdue(self) -> None:
+        """`due` has passed."""
+        if self.stage is _HEAD:
+            if self._partial:
+                self._ahead = b""
+                self._refuse_head(HttpRefused(HttpFault.HEAD_TIMEOUT))
+            else:
+                self._close()
+        elif self.stage is _BODY:
+            self._decoder = None
+            self._start(b"", HttpRefused(HttpFault.BODY_TIMEOUT), False)
+        else:
+            self.abort()
+
+    async def drained(self) -> None:
+        """Until the client may be sent more. Raises ClientGone."""
+        while self.write_paused:
+            self._drain = self.front.loop.create_future()
+            try:
+                await self._drain
+            finally:
+                self._drain = None
+        if self.gone:
+            raise ClientGone

@@ -1,0 +1,153 @@
+"""One answer, written as the bytes of HTTP/1.1 (or 1.0, for a client that speaks that)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from sgl_router.proxy import ClientGone, Headers
+
+if TYPE_CHECKING:
+    from .connection import ClientConnection
+
+__all__ = ["NativeOutbound"]
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_LINES: dict[tuple[int, bool], bytes] = {}
+_BODILESS = frozenset((204, 304))
+_pair = b": ".join
+# Below, one write of a copy costs less than several. Not `writelines`: that of asyncio in Python 3.12 and 3.13 never
+# pauses the writer, so a client that does not read could take any amount of memory.
+JOIN_LIMIT = 32 << 10
+
+
+class NativeOutbound:
+    """An Outbound, and a DirectOutbound, on a client's connection. `headers` never contain the framing: not
+    Content-Length, Transfer-Encoding or Connection."""
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_head_only",
+        "_http_1_0",
+        "_request_id",
+        "complete",
+        "keep_alive",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self, connection: ClientConnection, request_id: str, keep_alive: bool, http_1_0: bool, head_only: bool
+    ) -> None:
+        self._connection = connection
+        self._request_id = request_id
+        self._http_1_0 = http_1_0
+        self._head_only = head_only
+        self._chunked = False
+        self.keep_alive = keep_alive
+        self.started = False
+        self.complete = False
+        self.status = 499
+
+    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+        connection = self._connection
+        if connection.gone:
+            raise ClientGone
+        if status in _BODILESS:
+            head, body = self._head(status, headers, b"\r\n"), b""
+        else:
+            head = self._head(status, headers, b"\r\ncontent-length: %d\r\n" % len(body))
+            if self._head_only:
+                body = b""
+        self.complete = True
+        if len(body) > JOIN_LIMIT:
+            connection.transport.write(head)
+            connection.transport.write(body)
+        else:
+            connection.transport.write(head + body)
+        if connection.write_paused:
+            await connection.drained()
+
+    async def start(self, status: int, headers: Headers) -> None:
+        connection = self._connection
+        if connection.gone:
+            raise ClientGone
+        if status in _BODILESS or self._head_only:
+            self._head_only = True
+            framing = b"\r\n"
+        elif self._http_1_0:
+            self.keep_alive = False  # the end of the connection is the end of the body
+            framing = b"\r\n"
+        else:
+            self._chunked = True
+            framing = b"\r\ntransfer-encoding: chunked\r\n"
+        connection.transport.write(self._head(status, headers, framing))
+
+    async def write(self, data: bytes) -> None:
+        if not self._put(data):
+            raise ClientGone
+        if self._connection.write_paused:
+            await self._connection.drained()
+
+    def try_write(self, data: bytes) -> bool:
+        return not self._connection.write_paused and not self.complete and self._put(data)
+
+    async def end(self) -> None:
+        connection = self._connection
+        if connection.gone:
+            raise ClientGone
+        if self.complete:
+            return
+        self.complete = True
+        if self._chunked:
+            connection.transport.write(b"0\r\n\r\n")
+        if connection.write_paused:
+            await connection.drained()
+
+    def abort(self) -> None:
+        self._connection.abort()
+
+    def _put(self, data: bytes) -> bool:
+        connection = self._connection
+        if connection.gone:
+            return False
+        if self.complete:  # the end of the body is out: what came after it would be read as the next answer
+            connection.abort()
+            return False
+        if self._chunked:
+            if len(data) > JOIN_LIMIT:
+                connection.transport.write(b"%x\r\n" % len(data))
+                connection.transport.write(data)
+                connection.transport.write(b"\r\n")
+            elif data:  # an empty chunk would be the last one
+                connection.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        elif not self._head_only:
+            connection.transport.write(data)
+        return True
+
+    def _head(self, status: int, headers: Headers, framing: bytes) -> bytes:
+        """The head up to and including its blank line. ValueError where a header would break out of its line."""
+        front = self._connection.front
+        block = b"\r\n".join((_status_line(status, self._http_1_0), *map(_pair, headers)))
+        if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
+            raise ValueError("a response header contains a line break")
+        self.keep_alive = self.keep_alive and not front.services.closing
+        if self.keep_alive:
+            end = b"connection: keep-alive\r\n\r\n" if self._http_1_0 else b"\r\n"
+        else:
+            end = b"\r\n" if self._http_1_0 else b"connection: close\r\n\r\n"
+        self.started = True
+        self.status = status
+        parts = (block, b"\r\nx-request-id: ", self._request_id.encode("ascii"), framing)
+        if b"\r\ndate: " in block:
+            return b"".join((*parts, b"" if b"\r\nserver: " in block else front.server_line, end))
+        return b"".join((*parts, front.date_line, b"" if b"\r\nserver: " in block else front.server_line, end))
+
+
+def _status_line(status: int, http_1_0: bool) -> bytes:
+    line = _LINES.get((status, http_1_0))
+    if line is None:
+        text = f"HTTP/1.{0 if http_1_0 else 1} {status} {_PHRASES.get(status, '')}"
+        line = _LINES[status, http_1_0] = text.encode("ascii")
+    return line

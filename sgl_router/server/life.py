@@ -1,0 +1,135 @@
+"""What every process that serves requests does alike: limits, tokenizers, listening, background jobs, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import random
+import resource
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sgl_router.policies import make_policy
+from sgl_router.tokenization import ModelTokenizer, TokenizerLoadError
+
+from .listen import BACKLOG, StartupError
+from .services import Model, Services
+
+if TYPE_CHECKING:
+    from sgl_router.config import Config, ModelConfig
+    from sgl_router.proxy import UpstreamPool
+    from sgl_router.workers import Worker
+
+    from .front import Front
+
+__all__ = ["ForgetConnections", "Life", "freeze_start_up", "load_models", "prepare_process"]
+
+log = structlog.get_logger(__name__)
+
+
+class Life:
+    """The jobs and the front of one process."""
+
+    def __init__(self) -> None:
+        self._front: Front | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def serve(self, front: Front, listener: socket.socket) -> None:
+        """Listen and answer."""
+        self._front = front
+        await front.start(listener, BACKLOG)
+
+    def spawn(self, job: Callable[[], Awaitable[None]], name: str) -> None:
+        """Run a job until the end; one that fails is started over."""
+
+        async def supervised() -> None:
+            while True:
+                try:
+                    await job()
+                except Exception:
+                    log.exception("background job failed, starting over", job=name)
+                    await asyncio.sleep(1.0)
+
+        self._tasks.append(asyncio.create_task(supervised(), name=name))
+
+    async def finish_requests(self, services: Services, grace_secs: float) -> None:
+        """Accept nothing new, give requests in flight `grace_secs` to end."""
+        services.draining = services.closing = True
+        if self._front is not None:
+            await self._front.stop_listening()
+        await services.in_flight.drained(grace_secs)
+        if services.in_flight.count:
+            log.warning("requests cut off at shutdown", count=services.in_flight.count)
+
+    async def end_jobs(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+
+    async def end_front(self) -> None:
+        """Cut off what is still connected."""
+        if self._front is not None:
+            await self._front.close()
+            self._front = None
+
+
+class ForgetConnections:
+    """A registry's listener: closes the connections to a removed worker."""
+
+    def __init__(self, pool: UpstreamPool) -> None:
+        self._pool = pool
+
+    def worker_added(self, worker: Worker) -> None:
+        pass
+
+    def worker_removed(self, worker: Worker) -> None:
+        self._pool.forget(worker.url)
+
+
+async def load_models(config: Config, rng: random.Random) -> dict[str, Model]:
+    """Raises StartupError."""
+    loop = asyncio.get_running_loop()
+    models = {}
+    for position, one in enumerate(config.models):
+        started = time.monotonic()
+        try:
+            tokenizer = await loop.run_in_executor(None, _load_tokenizer, one)
+        except TokenizerLoadError as error:
+            raise StartupError(f"models[{position}].tokenizer_path: {error}") from None
+        models[one.id] = Model(one, tokenizer, make_policy(one, rng))
+        log.info(
+            "model loaded",
+            model=one.id,
+            policy=one.policy.value,
+            tokenizer=tokenizer.backend,
+            secs=round(time.monotonic() - started, 2),
+        )
+    return models
+
+
+def prepare_process() -> None:
+    """Limits and switches of the interpreter, before anything else."""
+    # Every stream is two sockets and every rank of a worker two more: take what the system allows.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # Long prompts are rendered in a thread: with the default of 5 ms the loop would wait that long for the GIL.
+    sys.setswitchinterval(0.0005)
+
+
+def freeze_start_up() -> None:
+    """What start-up made lives as long as the process: the collector need not walk it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def _load_tokenizer(config: ModelConfig) -> ModelTokenizer:
+    return ModelTokenizer.load(config.tokenizer_path, config.chat_template)

@@ -1,0 +1,94 @@
+"""Every raw-byte case on a real socket, against both fronts."""
+
+from __future__ import annotations
+
+import asyncio
+
+import aiohttp
+import pytest
+
+from tests.conformance.case import Case, Outcome, post
+from tests.conformance.differences import AIOHTTP
+from tests.conformance.rig import Reply, Rig, read_reply
+from tests.conformance.tables import chunks, framing, headers, persistence, request_line
+
+TABLES = {
+    "request line": request_line,
+    "headers": headers,
+    "framing": framing,
+    "chunks": chunks,
+    "persistence": persistence,
+}
+ALL = [pytest.param(name, case, id=f"{name}: {case.name}") for name, table in TABLES.items() for case in table.CASES]
+WITHIN = 5.0
+# The table of differences describes this version of aiohttp and the ones after it.
+DESCRIBED = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 14)
+KINDS = ["native", "aiohttp"] if DESCRIBED else ["native"]
+
+
+def test_there_are_hundreds_and_none_is_there_twice() -> None:
+    cases = [case for table in TABLES.values() for case in table.CASES]
+    assert len(cases) >= 300
+    for table in TABLES.values():
+        names = [case.name for case in table.CASES]
+        assert len(set(names)) == len(names)
+
+
+def test_the_differences_are_of_cases_that_exist() -> None:
+    names = {(name, case.name) for name, table in TABLES.items() for case in table.CASES}
+    assert set(AIOHTTP) <= names
+    assert all(reason for _, reason in AIOHTTP.values())
+
+
+@pytest.mark.parametrize("kind", KINDS, scope="function", indirect=True)
+@pytest.mark.parametrize(("table", "case"), ALL)
+async def test_case(rig: Rig, table: str, case: Case) -> None:
+    expected = case.expected
+    if rig.kind == "aiohttp":
+        expected, _ = AIOHTTP.get((table, case.name), (expected, ""))
+    reader, writer = await rig.open()
+    try:
+        await asyncio.wait_for(_exchange(rig, case, expected, reader, writer), WITHIN)
+    finally:
+        writer.close()
+
+
+async def _exchange(
+    rig: Rig, case: Case, expected: Outcome, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    writer.write(case.raw)
+    statuses, interim = [], []
+    for _ in expected.statuses:
+        head_only = case.raw.startswith(b"HEAD ")
+        reply = await read_reply(reader, head_only=head_only)
+        if reply is None:
+            break
+        statuses.append(reply.status)
+        interim += reply.interim
+        if reply.status >= 400 and not head_only and _enveloped(rig, reply):
+            assert reply.json["error"]["code"] == reply.headers[b"x-router-error-code"].decode()
+            assert reply.headers[b"x-request-id"]
+    assert tuple(statuses) == expected.statuses
+    assert tuple(interim) == expected.interim
+    reached = expected.reached
+    if expected.stays_open:
+        writer.write(post(b"probe"))
+        reply = await read_reply(reader)
+        assert reply is not None, "the connection was closed"
+        assert (reply.status, reply.body) == (200, b"probe")
+        reached = (*reached, b"probe")
+    elif expected.stays_open is False:
+        try:
+            assert await reader.read() == b"", "more than the expected answers"
+        except ConnectionError:
+            pytest.fail("the connection was reset: the answer may not have been read")
+    if not expected.statuses:
+        await asyncio.sleep(0.02)
+    assert tuple(inbound.body for inbound in rig.seen) == reached
+    if expected.stays_open is False:
+        assert rig.services.in_flight.count == 0
+
+
+def _enveloped(rig: Rig, reply: Reply) -> bool:
+    """aiohttp answers in its own words where its parser refuses."""
+    return rig.kind == "native" or reply.headers[b"content-type"] == b"application/json"

@@ -1,0 +1,181 @@
+"""What both fronts have to do alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from sgl_router.errors import NoHealthyWorkers
+from tests.conformance.case import ECHO, HEALTH, STREAM, post
+from tests.conformance.rig import Reply, Rig, read_reply, running, until
+
+OWN = (b"x-request-id", b"date")
+
+
+@contextlib.asynccontextmanager
+async def both() -> AsyncIterator[list[Rig]]:
+    async with running("native") as native, running("aiohttp") as other:
+        yield [native, other]
+
+
+async def ask(rig: Rig, raw: bytes) -> Reply:
+    reader, writer = await rig.open()
+    writer.write(raw)
+    reply = await asyncio.wait_for(read_reply(reader, head_only=raw.startswith(b"HEAD")), 5)
+    assert reply is not None
+    writer.close()
+    return reply
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        post(),
+        post(target=STREAM),
+        post(b"", target=STREAM),
+        post(b"hello", b"Connection: close"),
+        post(line=b"POST " + ECHO + b" HTTP/1.0"),
+        post(b"hello", b"Connection: keep-alive", line=b"POST " + ECHO + b" HTTP/1.0"),
+        post(line=b"POST " + STREAM + b" HTTP/1.0"),
+        post(b"", line=b"GET " + ECHO + b" HTTP/1.1", length=False),
+        post(b"", line=b"HEAD " + ECHO + b" HTTP/1.1", length=False),
+        post(b"", line=b"GET " + HEALTH + b" HTTP/1.1", length=False),
+        post(target=b"/nothing"),
+        post(b"x" * 5000),
+        post(b"hello", b"Content-Encoding: gzip"),
+    ],
+    ids=lambda raw: raw[:60].decode("latin-1"),
+)
+async def test_answers_are_alike(raw: bytes) -> None:
+    async with both() as rigs:
+        native, other = [await ask(rig, raw) for rig in rigs]
+        for reply in (native, other):
+            for name in OWN:
+                assert reply.headers.pop(name)
+        assert native == other
+
+
+async def test_handlers_see_the_same_request() -> None:
+    raw = post(b"hello", b"X-A: b", b"x-a: \xfc", b"X-Request-Id: given-1", target=ECHO + b"?a=b")
+    async with both() as rigs:
+        replies = [await ask(rig, raw) for rig in rigs]
+        native, other = (rig.seen[0] for rig in rigs)
+        assert native == other
+        assert native.headers[-2:] == [(b"x-a", b"\xfc"), (b"X-Request-Id", b"given-1")]
+        assert [reply.headers[b"x-request-id"] for reply in replies] == [b"given-1"] * 2
+
+
+async def test_counters_are_alike() -> None:
+    async with both() as rigs:
+        for rig in rigs:
+            for raw in (
+                post(),
+                post(target=STREAM),
+                post(b"x" * 5000),
+                post(b"", line=b"PUT " + ECHO + b" HTTP/1.1", length=False),
+                post(b"hello", b"Content-Encoding: br"),
+                post(target=b"/nothing"),
+                post(b"", line=b"GET " + HEALTH + b" HTTP/1.1", length=False),
+            ):
+                await ask(rig, raw)
+        native, other = (
+            sorted(line for line in rig.services.metrics.render().decode().splitlines() if _of_requests(line))
+            for rig in rigs
+        )
+        assert native == other
+        assert len(native) > 10
+
+
+def _of_requests(line: str) -> bool:
+    return line.startswith(("sgl_router_requests_total", "sgl_router_responses_total", "sgl_router_errors_total"))
+
+
+async def serve_with(rig: Rig, serve: Any, raw: bytes) -> Reply:
+    if rig.kind == "native":
+        rig.front.routes[ECHO] = (ECHO.decode(), serve)
+        return await ask(rig, raw)
+    async with running("aiohttp", routes={ECHO.decode(): serve}) as made:
+        return await ask(made, raw)
+
+
+async def test_a_workers_headers_are_relayed_byte_for_byte(rig: Rig) -> None:
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        relayed = [(b"x-a", "ü".encode()), (b"x-b", b"\xfc"), (b"x-c", b"")]
+        await out.send(299, [(b"server", b"uvicorn"), (b"date", b"then"), *relayed], b"")
+
+    reply = await serve_with(rig, serve, post())
+    assert reply.status == 299
+    assert reply.headers[b"server"] == b"uvicorn"
+    assert reply.headers[b"date"] == b"then"
+    assert reply.headers[b"x-a"] == "ü".encode()
+    if rig.kind == "native":  # aiohttp writes UTF-8 only
+        assert reply.headers[b"x-b"] == b"\xfc"
+
+
+@pytest.mark.parametrize("status", [204, 304])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_some_statuses_have_no_body(rig: Rig, status: int, streamed: bool) -> None:
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        if streamed:
+            await out.start(status, [])
+            await out.end()
+        else:
+            await out.send(status, [], b"")
+
+    reply = await serve_with(rig, serve, post())
+    assert reply.status == status
+    assert b"transfer-encoding" not in reply.headers
+    assert b"content-length" not in reply.headers
+
+
+async def test_errors_of_a_handler_are_answered_in_the_envelope(rig: Rig) -> None:
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        raise NoHealthyWorkers("nobody") if inbound.body == b"own" else KeyError("x")
+
+    reply = await serve_with(rig, serve, post(b"own"))
+    assert (reply.status, reply.json["error"]["message"], reply.headers[b"retry-after"]) == (503, "nobody", b"1")
+    reply = await serve_with(rig, serve, post(b"unforeseen"))
+    assert (reply.status, reply.json["error"]["code"]) == (500, "internal_error")
+
+
+async def test_a_client_that_closes_its_half_is_gone(rig: Rig) -> None:
+    rig.gate = asyncio.Event()
+    reader, writer = await rig.open()
+    writer.write(post())
+    await until(lambda: bool(rig.seen), "the handler runs")
+    writer.write_eof()
+    await until(lambda: rig.cancelled == 1, "the handler is cancelled")
+    assert await reader.read() == b""
+    assert rig.services.in_flight.count == 0
+
+
+async def test_an_answer_given_before_the_client_closed_its_half_arrives(rig: Rig) -> None:
+    reader, writer = await rig.open()
+    writer.write(post(b"x" * 4096))
+    await until(lambda: bool(rig.seen) and rig.services.in_flight.count == 0, "it is answered")
+    writer.write_eof()
+    reply = await read_reply(reader)
+    assert reply is not None
+    assert reply.body == b"x" * 4096
+
+
+async def test_a_closing_front_lets_requests_end(rig: Rig) -> None:
+    rig.gate = asyncio.Event()
+    reader, writer = await rig.open()
+    writer.write(post())
+    await until(lambda: bool(rig.seen), "the handler runs")
+    rig.services.closing = True
+    await rig.front.stop_listening()
+    with pytest.raises(OSError):
+        await rig.open()
+    rig.gate.set()
+    reply = await read_reply(reader)
+    assert reply is not None
+    assert (reply.status, reply.headers[b"connection"]) == (200, b"close")
+    assert await reader.read() == b""
+    await rig.front.close()
+    await rig.front.close()

@@ -1,0 +1,264 @@
+"""The router as several processes: signals, deaths, what is lost and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+
+from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+
+MODEL = "mock-model"
+CHAT = "/v1/chat/completions"
+
+
+class Router:
+    """`sgl-router` as a child of the test, and everything it has said."""
+
+    def __init__(self, process: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> None:
+        self.process = process
+        self.lines: list[dict[str, Any]] = []
+        self.text = ""
+        self._session = session
+        self._reading = asyncio.create_task(self._read())
+        self.url = ""
+        self.sent = 0
+
+    async def _read(self) -> None:
+        assert self.process.stderr is not None
+        async for line in self.process.stderr:
+            self.text += line.decode()
+            with contextlib.suppress(ValueError):
+                self.lines.append(json.loads(line))
+
+    def said(self, event: str, **fields: Any) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] == event and fields.items() <= line.items()]
+
+    async def until(self, condition: Callable[[], Any], what: str, within: float = 40.0) -> None:
+        deadline = asyncio.get_running_loop().time() + within
+        while not condition():
+            assert self.process.returncode is None, f"ended before {what}:\n{self.text}"
+            assert asyncio.get_running_loop().time() < deadline, f"not {what}:\n{self.text}"
+            await asyncio.sleep(0.01)
+
+    async def listening(self) -> list[int]:
+        """The process ids: the routing process's first."""
+        await self.until(lambda: self.said("router listening"), "listening")
+        [line] = self.said("router listening")
+        self.url = line["url"]
+        return [line["routing_pid"], *line["data_pids"]]
+
+    async def get(self, path: str) -> tuple[int, bytes]:
+        async with self._session.get(self.url + path) as reply:
+            return reply.status, await reply.read()
+
+    async def chat(self, content: str = "hello") -> tuple[int, str]:
+        """Status and reason of the decision."""
+        self.sent += 1
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": 2}
+        async with self._session.post(self.url + CHAT, json=body) as reply:
+            await reply.read()
+            return reply.status, reply.headers["x-sgl-router-decision"].partition(";")[0].removeprefix("reason=")
+
+    async def inflight(self) -> int:
+        return sum(worker["inflight"] for worker in json.loads((await self.get("/workers"))[1])["workers"])
+
+    async def counted(self) -> int:
+        """Chat requests by /metrics."""
+        text = (await self.get("/metrics"))[1].decode()
+        prefix = f'sgl_router_requests_total{{method="POST",route="{CHAT}"}} '
+        return sum(int(float(line.removeprefix(prefix))) for line in text.splitlines() if line.startswith(prefix))
+
+    async def close(self) -> None:
+        if self.process.returncode is None:
+            self.process.kill()
+        await self.process.wait()
+        await self._reading
+
+
+async def settles(read: Callable[[], Awaitable[Any]], wanted: Any, within: float = 30.0) -> None:
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    while (got := await read()) != wanted:
+        assert loop.time() < deadline, f"{got!r}, not {wanted!r}"
+        await asyncio.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "(zombie)" not in pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+Start = Callable[..., Awaitable[Router]]
+
+
+@pytest.fixture
+async def workers() -> AsyncIterator[list[MockWorker]]:
+    tokenizer = shared_tokenizer(EMBEDDED_TOKENIZER_PATH)
+    async with contextlib.AsyncExitStack() as stack:
+        made = [MockWorker(MockWorkerConfig.instant(model_id=MODEL), tokenizer=tokenizer) for _ in range(2)]
+        for worker in made:
+            await stack.enter_async_context(worker)
+        yield made
+
+
+@pytest.fixture
+async def start(workers: list[MockWorker], tmp_path: pathlib.Path) -> AsyncIterator[Start]:
+    async with contextlib.AsyncExitStack() as stack:
+        # A connection for each request: the system deals them out among the data processes.
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True, limit=0), timeout=aiohttp.ClientTimeout(total=40)
+        )
+        await stack.enter_async_context(session)
+
+        async def run(tokenizer: str = EMBEDDED_TOKENIZER_PATH, **server: Any) -> Router:
+            path = tmp_path / "config.yaml"
+            settings = {
+                "server": {"port": 0, "shutdown_drain_secs": 0, "processes": 2, **server},
+                "observability": {"log_format": "json"},
+                "models": [{"id": MODEL, "tokenizer_path": tokenizer}],
+                "discovery": {"static_urls": {"urls": [worker.url for worker in workers]}},
+                "health": {"interval_secs": 0.2},
+            }
+            path.write_text(json.dumps(settings))
+            arguments = [sys.executable, "-m", "sgl_router", "--config", str(path)]
+            process = await asyncio.create_subprocess_exec(*arguments, stderr=asyncio.subprocess.PIPE)
+            router = Router(process, session)
+            stack.push_async_callback(router.close)
+            return router
+
+        yield run
+
+
+async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: list[MockWorker]) -> None:
+    router = await start(shutdown_drain_secs=1, shutdown_grace_secs=20)
+    routing, first, _ = pids = await router.listening()
+    assert (await router.get("/readyz"))[0] == 200
+    models = json.loads((await router.get("/v1/models"))[1])["data"]
+    assert [(model["id"], model["max_model_len"] > 0) for model in models] == [(MODEL, True)]
+    long = "a prefix that is long enough to be found again in the cache of the worker that has seen it " * 6
+    for _ in range(50):
+        status, reason = await router.chat(long)
+        assert status == 200
+        if reason == "cache_hit":
+            break
+    assert reason == "cache_hit"
+    answers = await asyncio.gather(*(router.chat(f"hello {number}") for number in range(10)))
+    assert {status for status, _ in answers} == {200}
+    await settles(router.counted, router.sent)  # whichever process carried them
+
+    # A data process dies: its own requests are lost, the other's go on, and their load is as ever.
+    for worker in workers:
+        worker.gate.close()
+    held = [asyncio.create_task(router.chat(f"held {number}")) for number in range(20)]
+    await settles(router.inflight, 20)
+    os.kill(first, signal.SIGKILL)
+    await router.until(lambda: router.said("a process died, starting it again", name="data-0"), "death noticed")
+    await router.until(lambda: any(task.done() for task in held), "its clients know")
+
+    # The routing process dies too: nobody loses anything.
+    os.kill(routing, signal.SIGKILL)
+    await router.until(
+        lambda: router.said("the routing process is away, deciding here", process="data-1"), "away is noticed"
+    )
+    probes = asyncio.gather(*(router.get(path) for path in ("/healthz", "/readyz") for _ in range(12)))
+    alone = asyncio.gather(*(router.chat(f"alone {number}") for number in range(16)))
+    await router.until(lambda: sum(worker.gate.waiting for worker in workers) > 0, "sent on")
+    for worker in workers:
+        worker.gate.open()
+    ended = await asyncio.gather(*held, return_exceptions=True)
+    assert all(one[0] == 200 for one in ended if not isinstance(one, BaseException))
+    assert 0 < sum(isinstance(one, aiohttp.ClientError) for one in ended) < 20, "both had some of them"
+    answers = await alone
+    assert {status for status, _ in answers} == {200}
+    assert Counter(reason for _, reason in answers)["routing_away"] > 0
+    probed = await probes
+    assert {status for status, _ in probed[:12]} == {200}
+    assert any(status == 503 and b"routing process" in body for status, body in probed[12:])
+
+    # Both come back.
+    await settles(lambda: ready(router), 200)
+    assert await router.inflight() == 0
+    assert (await router.chat(long))[1] != "routing_away"
+    pids += [line["data_pid"] for line in router.said("data process connected")]
+
+    # The end: ready no more, but what has been accepted is answered.
+    for worker in workers:
+        worker.gate.close()
+    last = asyncio.create_task(router.chat("last"))
+    await router.until(lambda: sum(worker.gate.waiting for worker in workers) == 1, "sent on")
+    router.process.send_signal(signal.SIGTERM)
+    await settles(lambda: ready(router), 503)
+    assert (await router.get("/healthz"))[0] == 200
+    await router.until(lambda: not_listening(router), "no longer listening")
+    for worker in workers:
+        worker.gate.open()
+    assert (await last)[0] == 200
+    assert await asyncio.wait_for(router.process.wait(), 20) == 0
+    assert not [pid for pid in pids if alive(pid)]
+    assert "Traceback" not in router.text
+    assert router.said("data process disconnected", leases_ended=0)
+
+
+async def ready(router: Router) -> int:
+    return (await router.get("/readyz"))[0]
+
+
+def not_listening(router: Router) -> bool:
+    port = int(router.url.rpartition(":")[2])
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_nothing_outlives_a_killed_supervisor(start: Start) -> None:
+    router = await start()
+    pids = await router.listening()
+    assert all(alive(pid) for pid in pids)
+    router.process.kill()
+    await router.process.wait()
+    await settles(lambda: none_alive(pids), True)
+
+
+async def none_alive(pids: list[int]) -> bool:
+    return not any(alive(pid) for pid in pids)
+
+
+async def test_a_port_in_use_is_a_clear_error(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        router = await start(port=other.getsockname()[1])
+        assert await asyncio.wait_for(router.process.wait(), 30) == 2
+        await router._reading
+    assert "server.host, server.port: cannot listen on" in router.text
+    assert "Traceback" not in router.text
+
+
+async def test_a_process_that_cannot_start_is_a_clear_error(start: Start, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "empty").mkdir()
+    router = await start(str(tmp_path / "empty"))
+    assert await asyncio.wait_for(router.process.wait(), 30) == 2
+    await router._reading
+    assert "models[0].tokenizer_path: " in router.text
+    assert "Traceback" not in router.text
+
+
+async def test_a_second_signal_leaves_at_once(start: Start) -> None:
+    router = await start(shutdown_drain_secs=60)
+    pids = await router.listening()
+    router.process.send_signal(signal.SIGTERM)
+    await router.until(lambda: router.said("signal received, draining"), "draining")
+    router.process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(router.process.wait(), 10) == 128 + signal.SIGTERM
+    await settles(lambda: none_alive(pids), True)

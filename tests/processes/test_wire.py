@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from sgl_router.observability import Outcome
+from sgl_router.policies import DecisionReason, Unmatched
+from sgl_router.processes.wire import (
+    Choose,
+    Chosen,
+    Counts,
+    Declare,
+    End,
+    Expired,
+    FirstByte,
+    Fleet,
+    Hashing,
+    Hello,
+    Message,
+    NobodyLeft,
+    WorkerGone,
+    WorkerState,
+    encode_into,
+    from_routing,
+    to_routing,
+)
+from sgl_router.workers import HealthState, WorkerMode
+
+WORKER = WorkerState(1, "http://a:1", "m", WorkerMode.PLAIN, 2, 16, "t0", HealthState.HEALTHY)
+UP = [
+    Hello(1, 2, {"m": 4096, "n": None}),
+    Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, [3]),
+    Choose(2, "m", None, {}, None, Unmatched.MEDIA, []),
+    FirstByte(1, 200),
+    End(1, Outcome.COMPLETED, 5),
+    End(1, Outcome.CLIENT_GONE, None),
+    Declare(1, "http://a:1", "m", 0, 10, 2),
+    Counts(b"\0\xff"),
+]
+DOWN = [
+    Fleet([WORKER, WORKER]),
+    WORKER,
+    Hashing((1 << 64) - 1, {"m": [(16, False), (1, True)]}),
+    WorkerGone(4),
+    Chosen(1, 2, 0, DecisionReason.CACHE_HIT, 2, 0, 1, 3, 4, 16, 70, None, 3),
+    NobodyLeft(1),
+    Expired(1),
+]
+
+
+@pytest.mark.parametrize("message", UP, ids=lambda one: type(one).__name__)
+def test_what_goes_up_arrives(message: Message) -> None:
+    buffer = bytearray(b"before")
+    encode_into(message, buffer)
+    assert int.from_bytes(buffer[6:10], "big") == len(buffer) - 10
+    assert to_routing.decode(buffer[10:]) == message
+    with pytest.raises(msgspec.ValidationError):
+        from_routing.decode(buffer[10:])
+
+
+@pytest.mark.parametrize("message", DOWN, ids=lambda one: type(one).__name__)
+def test_what_comes_down_arrives(message: Message) -> None:
+    buffer = bytearray()
+    encode_into(message, buffer)
+    assert from_routing.decode(buffer[4:]) == message
