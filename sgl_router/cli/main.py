@@ -14,6 +14,7 @@ _EPILOG = """examples:
   sgl-router --config config.yaml           route for the workers in config.yaml
   sgl-router --config config.yaml --check   validate it and exit (status 2 if it is wrong)
   sgl-router demo --drive                   mock workers, a router and a short workload, nothing else needed
+  sgl-router simulate --trace trace.jsonl   compare policies on recorded traffic, without workers
 """
 
 
@@ -29,8 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sgl_router.mock.cli import run
 
         return run(options)
+    if options.command == "simulate":
+        from .simulate import run_simulate
+
+        return run_simulate(options)
     if options.config is None:
-        parser.error("--config FILE is required (or a command: demo, mock-worker)")
+        parser.error("--config FILE is required (or a command: demo, mock-worker, simulate)")
     from .serve import check, serve
 
     return check(options.config) if options.check else serve(options.config)
@@ -53,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     from sgl_router.mock.cli import add_arguments
 
     add_arguments(worker)
+    simulation = commands.add_parser("simulate", help="how policies would do on a trace of requests, without workers")
+    from .simulate import add_arguments as add_simulate_arguments
+
+    add_simulate_arguments(simulation)
     return parser
 
 

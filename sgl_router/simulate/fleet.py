@@ -1,0 +1,143 @@
+"""The simulated workers: engines on the clock, telling routers of first tokens, ends and cache events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheOp
+from sgl_router.mock.scheduler import EngineLoad
+
+from .clock import SimClock, Timer
+from .engine import Engine, Run
+from .job import Job
+
+__all__ = ["Changes", "Fleet", "FleetListener", "SimWorker"]
+
+Changes = list[tuple[bool, tuple[int, ...]]]
+"""Blocks stored (True) and removed, in order."""
+
+
+class FleetListener(Protocol):
+    """What routers hear from workers."""
+
+    def cache_changed(self, worker: int, changes: Changes) -> None: ...
+
+    def load_reported(self, worker: int, load: EngineLoad) -> None: ...
+
+
+class SimWorker:
+    """Runs one engine: phase after phase, as long as there is work."""
+
+    def __init__(self, clock: SimClock, engine: Engine, published: Callable[[Changes], None]) -> None:
+        self.engine = engine
+        self._clock = clock
+        self._published = published
+        self._told: dict[Run, Callable[[Run], None]] = {}
+        self._ending: Timer | None = None
+        self._beginning = False
+
+    def submit(self, job: Job, told: Callable[[Run], None]) -> Run | None:
+        """Hand a job over: `told` is called with its first token, and again with its last unless that was the same.
+        None where it can never run here."""
+        run = self.engine.submit(job, self._clock.now)
+        if run is None:
+            return None
+        self._told[run] = told
+        if self._ending is not None:
+            due = self.engine.interrupt(self._clock.now)
+            if due < self._ending.when:
+                self._ending.cancel()
+                self._ending = self._clock.at(due, self._end)
+        else:
+            self._begin_soon()
+        return run
+
+    def _begin_soon(self) -> None:
+        """At this instant, but after what else happens at it: what arrives together may share a step."""
+        if not self._beginning:
+            self._beginning = True
+            self._clock.at(self._clock.now, self._begin)
+
+    def _begin(self) -> None:
+        self._beginning = False
+        due = self.engine.begin(self._clock.now)
+        if due is not None:
+            self._ending = self._clock.at(due, self._end)
+
+    def _end(self) -> None:
+        self._ending = None
+        self._begin_soon()
+        told = self.engine.end(self._clock.now)
+        ops = self.engine.ops
+        if ops:
+            self._published(_changes(ops))
+            ops.clear()
+        for run in told:
+            listener = self._told[run]
+            if run.finished_at is not None:
+                del self._told[run]
+            listener(run)
+
+
+class Fleet:
+    """All workers, and the routers that listen to them `event_delay` seconds late."""
+
+    def __init__(
+        self,
+        clock: SimClock,
+        engines: list[Engine],
+        *,
+        event_delay: float,
+        load_report_interval: float | None = None,
+    ) -> None:
+        self._clock = clock
+        self._delay = event_delay
+        self._interval = load_report_interval
+        self._listeners: list[FleetListener] = []
+        self.workers = [
+            SimWorker(clock, engine, partial(self._cache_changed, number)) for number, engine in enumerate(engines)
+        ]
+
+    def listen(self, listener: FleetListener) -> None:
+        self._listeners.append(listener)
+
+    def report_loads(self, going_on: Callable[[], bool]) -> None:
+        """Send load reports from now on, until nothing goes on any more."""
+        if self._interval is not None:
+            self._clock.later(self._interval, partial(self._report, self._interval, going_on))
+
+    def _report(self, interval: float, going_on: Callable[[], bool]) -> None:
+        loads = [worker.engine.load() for worker in self.workers]
+        self._tell(partial(self._loads_reported, loads))
+        if going_on():
+            self._clock.later(interval, partial(self._report, interval, going_on))
+
+    def _loads_reported(self, loads: list[EngineLoad]) -> None:
+        for listener in self._listeners:
+            for number, load in enumerate(loads):
+                listener.load_reported(number, load)
+
+    def _cache_changed(self, worker: int, changes: Changes) -> None:
+        self._tell(partial(self._changes_heard, worker, changes))
+
+    def _changes_heard(self, worker: int, changes: Changes) -> None:
+        for listener in self._listeners:
+            listener.cache_changed(worker, changes)
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        if self._delay:
+            self._clock.later(self._delay, tell)
+        else:
+            tell()
+
+
+def _changes(ops: list[CacheOp]) -> Changes:
+    changes: Changes = []
+    for op in ops:
+        if isinstance(op, BlocksStored):
+            changes.append((True, op.hashes))
+        elif isinstance(op, BlocksRemoved):
+            changes.append((False, op.hashes))
+    return changes
