@@ -15,6 +15,7 @@ __all__ = [
     "NoHealthyWorkers",
     "RouteNotFound",
     "RouterError",
+    "RoutingAway",
     "SnapshotBusy",
     "StaleRequestExpired",
     "UpstreamBodyIncomplete",
@@ -38,6 +39,7 @@ class ErrorCode(str, Enum):
     STALE_REQUEST_EXPIRED = "stale_request_expired"
     NO_HEALTHY_WORKERS = "no_healthy_workers"
     SNAPSHOT_BUSY = "snapshot_busy"
+    ROUTING_AWAY = "routing_away"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -99,6 +101,12 @@ class StaleRequestExpired(RouterError):
 
 class NoHealthyWorkers(RouterError):
     code, status = ErrorCode.NO_HEALTHY_WORKERS, 503
+
+
+class RoutingAway(RouterError):
+    """Only the routing process could answer this, and it is being restarted."""
+
+    code, status = ErrorCode.ROUTING_AWAY, 503
 
 
 class SnapshotBusy(RouterError):

@@ -72,6 +72,21 @@ class Metrics:
             "Requests older than the stale bound, by what was left to tell the client.",
             ("outcome",),
         )
+        self.prompts = Counter(
+            "sgl_router_prompt_cache_prompts",
+            "Prompts looked up in the conversation cache, by whether a beginning was known.",
+            ("model_id", "result"),
+        )
+        self.prompt_tokens_reused = Counter(
+            "sgl_router_prompt_cache_reused_tokens",
+            "Prompt tokens that were not encoded again.",
+            ("model_id",),
+        )
+        self.prompt_evictions = Counter(
+            "sgl_router_prompt_cache_evictions",
+            "Beginnings dropped to stay within conversation_cache_bytes.",
+            ("model_id",),
+        )
         self.loop_lag = Histogram(
             "sgl_router_event_loop_lag_seconds", "How late the event loop ran a timer that was due.", buckets=_LAG
         )
@@ -117,6 +132,9 @@ class _RequestCollector(Collector):
         yield found.overlap.family()
         yield found.decisions.family()
         yield found.stale.family()
+        yield found.prompts.family()
+        yield found.prompt_tokens_reused.family()
+        yield found.prompt_evictions.family()
         yield found.loop_lag.family()
         yield found.records_lost.family()
         yield found.draining.family()

@@ -15,7 +15,7 @@ from sgl_router.observability import Metrics, watch_loop_lag
 from sgl_router.policies import ActiveLoad, DecisionReason, Janitor
 from sgl_router.proxy import UpstreamPool
 from sgl_router.routing import LocalRouting
-from sgl_router.server.life import ForgetConnections, Life, freeze_start_up, load_models, prepare_process
+from sgl_router.server.life import ForgetConnections, Life, count_prompts, freeze_start_up, load_models, prepare_process
 from sgl_router.server.services import Services
 from sgl_router.workers import WorkerManager, WorkerRegistry, worker_api_key
 
@@ -89,6 +89,7 @@ class DataProcess:
         await life.serve(DataFront(self.services, self._paths.http, lambda: self.routing.away), self._listener)
         life.spawn(Janitor(load, config.active_load.stale_request_timeout_secs).run, "janitor")
         life.spawn(lambda: watch_loop_lag(metrics.loop_lag.observe), "loop lag")
+        life.spawn(lambda: count_prompts(self.services), "prompt counts")
         life.spawn(self._send_counts, "counts")
         freeze_start_up()
 

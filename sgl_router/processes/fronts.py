@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import web
 
-from sgl_router.errors import InternalError
+from sgl_router.errors import RoutingAway
 from sgl_router.proxy import Headers
 from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.envelope import error_response
@@ -45,7 +45,7 @@ class DataFront(NativeFront):
             return _answer(200, [], msgspec.json.encode({"status": "ok"}))
         if path == b"/readyz":
             return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [_AWAY]}))
-        return _answer(*error_response(InternalError(_AWAY))) if refused else None
+        return _answer(*error_response(RoutingAway(_AWAY))) if refused else None
 
 
 class AdminFront:

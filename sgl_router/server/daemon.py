@@ -22,7 +22,7 @@ from sgl_router.routing import LocalRouting
 from sgl_router.workers import WorkerManager, WorkerRegistry, worker_api_key
 
 from .front import Front, make_front
-from .life import ForgetConnections, Life, freeze_start_up, load_models, prepare_process
+from .life import ForgetConnections, Life, count_prompts, freeze_start_up, load_models, prepare_process
 from .listen import StartupError, bind
 from .services import Model, Services
 from .snapshot_keeper import SnapshotKeeper
@@ -134,6 +134,7 @@ class Daemon:
         janitor = Janitor(load, config.active_load.stale_request_timeout_secs)
         life.spawn(janitor.run, "janitor")
         life.spawn(lambda: watch_loop_lag(self.services.metrics.loop_lag.observe), "loop lag")
+        life.spawn(lambda: count_prompts(self.services), "prompt counts")
         self._keeper = SnapshotKeeper(events.snapshot, index)
         await self._keeper.load()
         if events.snapshot.path is not None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .front import Front
 
-__all__ = ["ForgetConnections", "Life", "freeze_start_up", "load_models", "prepare_process"]
+__all__ = ["ForgetConnections", "Life", "count_prompts", "freeze_start_up", "load_models", "prepare_process"]
 
 log = structlog.get_logger(__name__)
 
@@ -114,6 +114,20 @@ async def load_models(config: Config, rng: random.Random) -> dict[str, Model]:
     return models
 
 
+async def count_prompts(services: Services, period_secs: float = 1.0) -> None:
+    """Until cancelled: carry what the conversation caches count into the metrics."""
+    metrics = services.metrics
+    while True:
+        for model in services.models.values():
+            counts = model.tokenizer.prompt_counts
+            if counts is not None:
+                metrics.prompts.labels(model.id, "hit").value = counts.hits
+                metrics.prompts.labels(model.id, "miss").value = counts.misses
+                metrics.prompt_tokens_reused.labels(model.id).value = counts.tokens_reused
+                metrics.prompt_evictions.labels(model.id).value = counts.evictions
+        await asyncio.sleep(period_secs)
+
+
 def prepare_process() -> None:
     """Limits and switches of the interpreter, before anything else."""
     # Every stream is two sockets and every rank of a worker two more: take what the system allows.
@@ -126,10 +140,17 @@ def prepare_process() -> None:
 
 
 def freeze_start_up() -> None:
-    """What start-up made lives as long as the process: the collector need not walk it again."""
+    """What start-up made lives as long as the process: the collector need not walk it again.
+
+    A request leaves no cycles behind, so the collector has little to find: looking after every 700 objects, as by
+    default, cost 9 to 16 us a request; after 10,000 it costs 1 us.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _load_tokenizer(config: ModelConfig) -> ModelTokenizer:
-    return ModelTokenizer.load(config.tokenizer_path, config.chat_template)
+    return ModelTokenizer.load(
+        config.tokenizer_path, config.chat_template, conversation_cache_bytes=config.conversation_cache_bytes
+    )

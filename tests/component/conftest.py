@@ -150,9 +150,12 @@ def router_config(urls: list[str], **over: Any) -> Config:
 MakeRig = Callable[..., Awaitable[Rig]]
 
 
-@pytest.fixture
-async def rig() -> AsyncIterator[MakeRig]:
-    """`await rig(workers=2, worker={...}, proxy={...}, ...)`: started, ready, with every event socket connected."""
+@pytest.fixture(params=["native", "aiohttp"])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
+    """`await rig(workers=2, worker={...}, proxy={...}, ...)`: started, ready, with every event socket connected.
+
+    Every test that uses it runs over both HTTP fronts.
+    """
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30), auto_decompress=False)
@@ -178,6 +181,7 @@ async def rig() -> AsyncIterator[MakeRig]:
                     async with session.post(mock.url + "/v1/chat/completions", json=body) as response:
                         assert response.status == 200
                 await mock.idle()
+            over = merge({"server": {"http_front": request.param}}, over)
             daemon = Daemon(router_config([mock.url for mock in mocks] + (urls or []), **over))
             await daemon.start()
             stack.push_async_callback(daemon.stop)
