@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from index_work import Fleet, Wire, frames, quantile, repeat, root_tokens, share
 
+from sgl_router.kv_events.hashing import DEFAULT_NAMESPACE
+from sgl_router.kv_events.index import _FIRST_PIECE_BLOCKS, _PIECE_BLOCKS, _PIECE_GROWTH
+from sgl_router.kv_events.prompt_keys import PromptKeys
 from sgl_router.kv_events.pump import _pieces
 from sgl_router.kv_events.wire import BlockStored, decode_batch, decode_frame
+from sgl_router.prompt import Prompt
 
-MATCH_PIECE = 1_024
-"""Blocks hashed between two looks at the tree, as the index does it."""
 MAX_BYTES = 64 << 20
 
 
@@ -117,11 +119,12 @@ class Prompts:
                     self.fleet.hold(worker, ids[: held * page].tolist(), rng)
 
     def match(self, ids: np.ndarray[Any, Any]) -> dict[int, int]:
-        """Hash and walk, stopping where nobody holds the next block."""
+        """Hash and walk in growing pieces, stopping where nobody holds the next block, as the index does it."""
         walk = self.fleet.tree.walk(self.fleet.mask)
-        for keys in self.fleet.hasher.prompt(ids, piece=MATCH_PIECE):
-            if not walk.feed(keys):
-                break
+        keys = PromptKeys(Prompt(ids), self.fleet.hasher, DEFAULT_NAMESPACE)
+        start, piece = 0, _FIRST_PIECE_BLOCKS
+        while start < keys.blocks and walk.feed(keys.slice(start, start + piece)):
+            start, piece = start + piece, min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
         walk.finish()
         return walk.depth
 
@@ -136,12 +139,13 @@ def match_once(prompts: Prompts, rounds: int) -> dict[str, float]:
     for number in range(rounds):
         ids = prompts.ids[number % len(prompts.ids)]
         start = clock()
-        pieces = list(hasher.prompt(ids, piece=MATCH_PIECE))
+        keys = PromptKeys(Prompt(ids), hasher, DEFAULT_NAMESPACE)
+        ready = keys.slice(0, keys.blocks)
         hashed.append(clock() - start)
         start = clock()
         walk = tree.walk(mask)
-        for keys in pieces:
-            if not walk.feed(keys):
+        for first in range(0, len(ready), _PIECE_BLOCKS):
+            if not walk.feed(ready[first : first + _PIECE_BLOCKS]):
                 break
         walk.finish()
         walked.append(clock() - start)

@@ -1,4 +1,4 @@
-"""A prompt on its way: its token ids, and what earlier prompts with the same beginning left behind."""
+"""A prompt on its way through the router: its token ids, and what prompts with the same beginning left behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from array import array
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Prompt", "SharedPrefix", "TokenIds"]
+__all__ = ["BlockKeys", "Prompt", "SharedPrefix", "TokenIds"]
 
 TokenIds = npt.NDArray[np.uint32]
 
@@ -16,7 +16,7 @@ class SharedPrefix:
     """The first `tokens` tokens that several prompts have in common, and block keys computed from them alone.
 
     `keys[root]`: the keys of the leading whole blocks, as far as some prompt had them computed. A root names page size,
-    kind of key and namespace (`BlockHasher.root`).
+    kind of key and namespace (`BlockHasher.root`). Salts come from clients, so only a few roots are kept.
     """
 
     __slots__ = ("keys", "tokens")
@@ -26,14 +26,29 @@ class SharedPrefix:
         self.keys: dict[int, array[int]] = {}
 
 
-class Prompt:
-    """`ids`: 1-D uint32, whole. `shared`: the longest beginning met before; None where there is none."""
+class BlockKeys:
+    """A prompt's leading block keys under one root, as far as computed, and how many of the blocks each slot of the
+    index held when it was asked."""
 
-    __slots__ = ("ids", "shared")
+    __slots__ = ("computed", "depths")
+
+    def __init__(self, computed: array[int]) -> None:
+        self.computed = computed
+        self.depths: dict[int, int] = {}
+
+
+class Prompt:
+    """`ids`: 1-D uint32, whole. `shared`: the longest beginning met before; None where there is none.
+
+    `keys[root]`: what the index has computed for this prompt.
+    """
+
+    __slots__ = ("ids", "keys", "shared")
 
     def __init__(self, ids: TokenIds, shared: SharedPrefix | None = None) -> None:
         self.ids = ids
         self.shared = shared
+        self.keys: dict[int, BlockKeys] = {}
 
     def __len__(self) -> int:
         return len(self.ids)

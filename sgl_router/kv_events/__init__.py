@@ -2,7 +2,8 @@
 
 from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
-from .index import KvIndex, MatchedPrefix, PromptMatch, RankStatus
+from .index import KvIndex, RankStatus
+from .matched import MatchedPrefix, PromptMatch
 from .snapshot import SnapshotDecoder, decode_snapshot, encode_snapshot
 from .snapshot_records import Snapshot, SnapshotError
 from .stream import EventStream, FrameOutcome, StreamState, Untrust

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import secrets
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,13 +37,14 @@ class BlockHasher:
     the secret is random per process so that no client can aim for collisions.
     """
 
-    __slots__ = ("_roots", "_secret", "bigram", "page_size")
+    __slots__ = ("_blocks", "_roots", "_secret", "bigram", "page_size")
 
     def __init__(self, page_size: int, *, bigram: bool = False, secret: int | None = None) -> None:
         self.page_size = page_size
         self.bigram = bigram
         self._secret = secrets.randbits(64) if secret is None else secret
         self._roots: dict[Namespace, int] = {}
+        self._blocks = Struct(f"{page_size * 4 * (2 if bigram else 1)}s")
 
     def root(self, namespace: Namespace = DEFAULT_NAMESPACE) -> int:
         """The key that a namespace's first block extends."""
@@ -77,7 +79,9 @@ class BlockHasher:
             packed = array("I", tokens)
         except OverflowError:
             return self._extend_wide(parent, array("Q", tokens))
-        return self._chain(parent, memoryview(packed).cast("B"), blocks)
+        if blocks == 1:
+            return [xxh3_64_intdigest(packed, parent)]
+        return self._chain(parent, packed)
 
     def prompt_blocks(self, tokens: int) -> int:
         """How many leading blocks of a prompt of `tokens` tokens a cache hit could cover.
@@ -87,33 +91,28 @@ class BlockHasher:
         """
         return max(tokens - (2 if self.bigram else 1), 0) // self.page_size
 
-    def prompt(
-        self, ids: npt.NDArray[np.uint32], namespace: Namespace = DEFAULT_NAMESPACE, *, piece: int = 1 << 30
-    ) -> Iterator[list[int]]:
-        """Keys of those blocks, front to back, `piece` blocks at a time, hashed as they are asked for.
+    def whole_blocks(self, tokens: int) -> int:
+        """How many leading blocks' keys depend on the first `tokens` tokens alone."""
+        return max(tokens - self.bigram, 0) // self.page_size
 
-        `ids`: 1-D uint32. Stop iterating as soon as no worker holds the next block: the rest then costs nothing.
+    def chain(self, parent: int, ids: npt.NDArray[np.uint32], first: int, blocks: int) -> list[int]:
+        """Keys of a prompt's blocks `first` to `first + blocks`; `parent` is the key before them, or the root.
+
+        `ids`: the whole prompt, 1-D uint32.
         """
-        key, size = self.root(namespace), self.page_size
-        blocks = self.prompt_blocks(len(ids))
-        for start in range(0, blocks, piece):
-            count = min(piece, blocks - start)
-            first, units = start * size, count * size
-            if self.bigram:
-                raw: npt.NDArray[np.uint32] = np.empty(2 * units, dtype="<u4")
-                raw[0::2] = ids[first : first + units]
-                raw[1::2] = ids[first + 1 : first + units + 1]
-            else:
-                raw = np.ascontiguousarray(ids[first : first + units], dtype="<u4")
-            keys = self._chain(key, raw.data.cast("B"), count)
-            key = keys[-1]
-            yield keys
+        start, units = first * self.page_size, blocks * self.page_size
+        if self.bigram:
+            raw: npt.NDArray[np.uint32] = np.empty(2 * units, dtype="<u4")
+            raw[0::2] = ids[start : start + units]
+            raw[1::2] = ids[start + 1 : start + units + 1]
+        else:
+            raw = np.ascontiguousarray(ids[start : start + units], dtype="<u4")
+        return self._chain(parent, raw.data.cast("B"))
 
-    def _chain(self, key: int, data: memoryview, blocks: int) -> list[int]:
-        width = len(data) // blocks if blocks else 0
+    def _chain(self, key: int, data: memoryview | array[int]) -> list[int]:
         keys = []
-        for start in range(0, blocks * width, width or 1):
-            key = xxh3_64_intdigest(data[start : start + width], seed=key)
+        for (block,) in self._blocks.iter_unpack(data):
+            key = xxh3_64_intdigest(block, key)
             keys.append(key)
         return keys
 

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import structlog
 import zmq
@@ -20,6 +20,8 @@ from .agreement import Agreement
 from .bound import MemoryBound
 from .expectation import Expectation
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
+from .matched import MATCHED_STATES, MatchedPrefix, MatchGroup, PromptMatch
+from .prompt_keys import PromptKeys
 from .pump import EventPump, Feed
 from .repair import Repairer, RepairOutcome
 from .replay import ReplayEnd, replay
@@ -35,50 +37,19 @@ if TYPE_CHECKING:
 
     from .snapshot_records import Snapshot
 
-__all__ = ["KvIndex", "MatchedPrefix", "PromptMatch", "RankStatus"]
+__all__ = ["KvIndex", "RankStatus"]
 
 log = structlog.get_logger(__name__)
 
-_PIECE_BLOCKS = 1_024
+# A prompt that nobody holds is found out by few blocks; the longer the hit, the larger the steps.
+_FIRST_PIECE_BLOCKS = 32
+_PIECE_GROWTH = 4
+_PIECE_BLOCKS = 2_048
 _REPLAYS_AT_ONCE = 8
 _MAX_RESYNC_SECS = 600.0
 _WARMING_SECS = 10.0
 _FORGIVEN_SECS = 3_600.0
 _MAX_EXPECTED_BLOCKS = 8_192
-# A stream that has not said anything holds nothing, but may be expected to.
-_MATCHED = (StreamState.LIVE, StreamState.WAITING)
-
-
-class MatchedPrefix(NamedTuple):
-    """Leading blocks of a prompt that one target holds: in any tier, on the device alone, and together with those that
-    requests on their way will make it hold."""
-
-    blocks: int
-    device_blocks: int
-    page_size: int
-    expected_blocks: int = 0
-    epoch: int | None = None
-    """Of the stream's claims, for `KvIndex.reported`."""
-
-    @property
-    def tokens(self) -> int:
-        return self.blocks * self.page_size
-
-    @property
-    def expected_tokens(self) -> int:
-        """Never less than `tokens`."""
-        return max(self.blocks, self.expected_blocks) * self.page_size
-
-
-class PromptMatch(NamedTuple):
-    """Targets that hold at least one leading block, and how many blocks of the prompt each could at most hold."""
-
-    by_target: Mapping[Target, MatchedPrefix]
-    totals: Mapping[Target, int]
-
-    def blocks_of(self, target: Target) -> int:
-        """Blocks of the prompt a full hit on `target` would cover; 0 where its stream is not trusted."""
-        return self.totals.get(target, 0)
 
 
 @dataclass(frozen=True)
@@ -146,17 +117,6 @@ class _Rank:
         self.stream.close()
 
 
-class _Group:
-    """Trusted slots whose streams share one hasher: one walk of the tree serves them all."""
-
-    __slots__ = ("mask", "ranks", "targets")
-
-    def __init__(self) -> None:
-        self.mask = 0
-        self.ranks: dict[int, tuple[_Rank, int]] = {}
-        self.targets: list[Target] = []
-
-
 class KvIndex:
     """Follows the event streams of registered workers (add it as a listener of the registry)."""
 
@@ -178,7 +138,7 @@ class KvIndex:
         self._ranks: dict[Worker, list[_Rank]] = {}
         self._by_stream: dict[EventStream, _Rank] = {}
         self._by_target: dict[Target, _Rank] = {}
-        self._groups: dict[str, dict[BlockHasher, _Group]] = {}
+        self._groups: dict[str, dict[BlockHasher, MatchGroup]] = {}
         self._dirty: set[str] = set()
         self._hwm = receive_high_water_mark
         self._max_bytes = max_message_bytes
@@ -424,16 +384,14 @@ class KvIndex:
     def _regroup(self, model_id: str) -> None:
         """Rebuild the masks of one model: O(ranks), before the first match after one of its streams changed."""
         self._dirty.discard(model_id)
-        groups: dict[BlockHasher, _Group] = {}
+        groups: dict[BlockHasher, MatchGroup] = {}
         for worker, ranks in self._ranks.items():
             if worker.model_id != model_id:
                 continue
             for rank in ranks:
-                if rank.stream.state in _MATCHED:
-                    group = groups.setdefault(rank.stream.hasher, _Group())
-                    group.mask |= 1 << rank.stream.slot
-                    group.ranks[rank.stream.slot] = (rank, rank.stream.epoch)
-                    group.targets.append(rank.target)
+                if rank.stream.state in MATCHED_STATES:
+                    group = groups.setdefault(rank.stream.hasher, MatchGroup())
+                    group.add(rank.stream, rank.target)
         if groups:
             self._groups[model_id] = groups
         else:
@@ -486,34 +444,37 @@ class KvIndex:
     ) -> PromptMatch:
         """How much of a prompt each rank of a model's workers holds.
 
-        Yields to the loop between pieces of a long prompt, and stops hashing where nobody holds the next block.
+        Yields to the loop where much is to be hashed, and stops hashing where nobody holds the next block.
         """
-        ids = prompt.ids if isinstance(prompt, Prompt) else prompt
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
         found: dict[Target, MatchedPrefix] = {}
         totals: dict[Target, int] = {}
+        yielded = False
         if model_id in self._dirty:
             self._regroup(model_id)
         # A snapshot: _regroup replaces the mapping, so a stream that changes while we yield cannot shift the walk.
         for hasher, group in self._groups.get(model_id, {}).items():
-            totals.update(dict.fromkeys(group.targets, hasher.prompt_blocks(len(ids))))
+            keys = PromptKeys(prompt, hasher, namespace)
+            totals.update(dict.fromkeys(group.targets, keys.blocks))
             walk = self.tree.walk(group.mask)
-            first = True
-            for keys in hasher.prompt(ids, namespace, piece=_PIECE_BLOCKS):
-                if not first:
+            piece, walked, rested = _FIRST_PIECE_BLOCKS, 0, keys.known
+            while walked < keys.blocks:
+                stop = min(max(walked + piece, min(keys.known, walked + _PIECE_BLOCKS)), keys.blocks)
+                if stop - rested > _PIECE_BLOCKS:
                     await asyncio.sleep(0)
-                first = False
-                going = walk.feed(keys)
+                    rested, yielded = walked, True
+                words = keys.slice(walked, stop)
+                going = walk.feed(words)
                 if self.bound.watching:
-                    self.bound.matched(keys)
+                    self.bound.matched(words)
                 if not going:
                     break
+                walked = stop
+                piece = min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
             walk.finish()
-            for slot, expected in walk.expected_depth.items():
-                rank, epoch = group.ranks[slot]
-                # While we yielded the stream may have lost its trust or what it held: then it claims nothing.
-                if rank.stream.epoch == epoch and rank.stream.state in _MATCHED:
-                    depth, device = walk.depth.get(slot, 0), walk.device_depth.get(slot, 0)
-                    found[rank.target] = MatchedPrefix(depth, device, hasher.page_size, expected, epoch)
+            keys.share()
+            keys.memo.depths = walk.depth
+            group.found(walk, hasher.page_size, found, yielded=yielded)
         return PromptMatch(found, totals)
 
     def expect(
@@ -522,15 +483,19 @@ class KvIndex:
         """A prompt has been dispatched to `target`: treat it as about to hold the prompt's blocks. The caller tells
         the first byte and ends it where the request fails. None where the target publishes no events."""
         rank = self._by_target.get(target)
-        if rank is None or rank.stream.state not in _MATCHED:
+        if rank is None or rank.stream.state not in MATCHED_STATES:
             return None
-        ids = prompt.ids if isinstance(prompt, Prompt) else prompt
-        keys = next(iter(rank.stream.hasher.prompt(ids, namespace, piece=_MAX_EXPECTED_BLOCKS)), None)
-        if not keys or self.tree.holds(rank.stream.slot, keys[-1]):
+        slot = rank.stream.slot
+        known = PromptKeys(prompt if isinstance(prompt, Prompt) else Prompt(prompt), rank.stream.hasher, namespace)
+        # What the match found held need not be expected, if it was this stream's: slots change hands.
+        held = known.memo.depths.get(slot, 0)
+        if held and not self.tree.holds(slot, known.slice(held - 1, held)[0]):
+            held = 0
+        keys = known.slice(held, held + _MAX_EXPECTED_BLOCKS)
+        known.share()
+        if not keys or self.tree.holds(slot, keys[-1]):
             return None
-        made = Expectation(
-            self.tree, rank.stream.slot, keys, ttl_secs=self._expect_ttl_secs, done=rank.expectations.discard
-        )
+        made = Expectation(self.tree, slot, keys, ttl_secs=self._expect_ttl_secs, done=rank.expectations.discard)
         rank.expectations.add(made)
         return made
 

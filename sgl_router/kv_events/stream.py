@@ -444,6 +444,9 @@ class EventStream:
             key = self._blocks.get(parent)
             if key is None:
                 key = self._resurrect(parent, event.tier)
+        if key is None and event.merged:
+            self._store_each(event)
+            return
         if key is None:
             self.counters.orphans += len(hashes)
             return
@@ -451,6 +454,9 @@ class EventStream:
             keys = self.hasher.extend(key, event.token_ids, len(hashes))
         except (TypeError, ValueError, OverflowError) as error:
             raise WireError(DecodeFailure.TOKEN_IDS, str(error)) from error
+        if event.merged and self._renames(hashes, keys):
+            self._store_each(event)
+            return
         # Held before mapped: a hash that names two blocks of one event gives the first up again.
         self.held[event.tier] += self._tree.store(self.slot, event.tier, keys)
         self._map(hashes, keys)
@@ -461,8 +467,30 @@ class EventStream:
                 self._ghosts.pop(block_hash, None)
                 parent = block_hash
 
-    def _map(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
+    def _store_each(self, event: BlockStored) -> None:
+        """The events a merged one was made of."""
+        parent, size = event.parent_hash, event.block_size
+        for index, block_hash in enumerate(event.block_hashes):
+            tokens = event.token_ids[index * size : (index + 1) * size]
+            self._store(event._replace(block_hashes=[block_hash], parent_hash=parent, token_ids=tokens, merged=False))
+            parent = block_hash
+
+    def _renames(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> bool:
+        """Whether some hash names another block so far."""
         blocks = self._blocks
+        return not blocks.keys().isdisjoint(hashes) and any(
+            blocks.get(block_hash, key) != key for block_hash, key in zip(hashes, keys, strict=True)
+        )
+
+    def _map(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
+        blocks, before = self._blocks, len(self._blocks)
+        if blocks.keys().isdisjoint(hashes):
+            blocks.update(zip(hashes, keys, strict=True))
+            if len(blocks) - before < len(hashes):  # one hash for two of these blocks: the last one it is
+                for block_hash, key in zip(hashes, keys, strict=True):
+                    if blocks[block_hash] != key:
+                        self._unhold(key)
+            return
         for block_hash, key in zip(hashes, keys, strict=True):
             old = blocks.get(block_hash)
             if old is not None and old != key:
@@ -478,17 +506,17 @@ class EventStream:
         held, blocks, tree, slot = self.held, self._blocks, self._tree, self.slot
         tiers = tuple(Tier) if event.tier is None else (event.tier,)
         others = [tier for tier in Tier if held[tier] and tier not in tiers]
-        for block_hash in event.block_hashes:
-            key = blocks.get(block_hash)
-            if key is None:
-                continue
-            for tier in tiers:
-                if held[tier] and tree.remove(slot, tier, key):
-                    held[tier] -= 1
-            if not any(tree.holds(slot, key, tier) for tier in others):
+        known = {one: key for one in event.block_hashes if (key := blocks.get(one)) is not None}
+        keys = list(set(known.values())) if len(known) > 1 else list(known.values())
+        for tier in tiers:
+            if held[tier]:
+                held[tier] -= tree.remove_many(slot, tier, keys)
+        self.counters.removed += len(known)
+        for block_hash, key in known.items():
+            if not others or not any(tree.holds(slot, key, tier) for tier in others):
                 del blocks[block_hash]
-                self._remember_ghost(block_hash, key)
-            self.counters.removed += 1
+                if self._parents:
+                    self._remember_ghost(block_hash, key)
 
     def forget(self, count: int, looks: int, recent: Callable[[int], bool]) -> int:
         """Stop claiming up to `count` blocks, the longest stored first; those that `recent(key)` says were matched

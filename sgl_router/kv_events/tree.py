@@ -1,32 +1,42 @@
 """The shared block-hash tree: which slots hold which block, per tier.
 
 A block is named by its chain key, which contains its whole prefix, so a flat map from key to holders *is* the tree:
-walking a prompt's keys from the front walks one path of it. A slot is one (worker, rank) stream; its holders are the
-bits of one integer, so a walk narrows every worker at once. Pure, synchronous, no clock.
+walking a prompt's keys from the front walks one path of it. A slot is one (worker, rank) stream; its holders are bits
+of integers, so a walk narrows 64 workers at once, and only where holders change is there anything to do. Pure,
+synchronous, no clock.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 from sortedcontainers import SortedList
 
+from .table import WORD_BITS, HolderTable, Words, as_keys
 from .wire import EngineHash, Tier
 
 __all__ = ["BlockTree", "PrefixWalk"]
+
+_KINDS = {tier: position for position, tier in enumerate(Tier)}
+_DEVICE = _KINDS[Tier.GPU]
+_WORD_MASK = (1 << WORD_BITS) - 1
+_BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
+# Keys times words up to which a piece is walked key by key.
+_FEW = 48
 
 
 class BlockTree:
     """Holders of every block, by tier. Slots are small integers handed out by `acquire`."""
 
-    __slots__ = ("_expected", "_expected_again", "_free", "_next", "_retired", "_tables")
+    __slots__ = ("_expected", "_expected_again", "_free", "_held", "_next", "_retired")
 
     def __init__(self) -> None:
-        self._tables: dict[Tier, dict[int, int]] = {tier: {} for tier in Tier}
+        self._held = HolderTable(len(Tier), bits=16)
         # Blocks that a dispatched request will make a slot hold: no tier, never counted as held.
-        self._expected: dict[int, int] = {}
+        self._expected = HolderTable(1, bits=12)
         # How many requests beyond the first expect a (slot, key).
         self._expected_again: dict[tuple[int, int], int] = {}
         self._free: SortedList[int] = SortedList()
@@ -36,7 +46,7 @@ class BlockTree:
     def acquire(self) -> int:
         """A slot that holds nothing."""
         if self._free:
-            return int(self._free.pop(0))  # low bits keep the holder integers short
+            return int(self._free.pop(0))  # low slots share words, and a walk looks at few
         self._next += 1
         return self._next - 1
 
@@ -51,112 +61,108 @@ class BlockTree:
         """Clear up to `budget` blocks of retired slots. True while some remain."""
         while self._retired and budget > 0:
             slot, blocks = self._retired[0]
-            clear = ~(1 << slot)
-            while blocks and budget > 0:
-                _, key = blocks.popitem()
-                budget -= 1
-                for table in self._tables.values():
-                    mask = table.get(key)
-                    if mask is not None:
-                        mask &= clear
-                        if mask:
-                            table[key] = mask
-                        else:
-                            del table[key]
+            keys = list({blocks.popitem()[1] for _ in range(min(budget, len(blocks)))})
+            budget -= max(len(keys), 1)
+            for kind in range(len(Tier)):
+                if self._held.counts[kind]:
+                    self._held.discard_many(kind, slot, keys)
             if not blocks:
                 self._retired.popleft()
                 self._free.add(slot)
         return bool(self._retired)
 
-    def store(self, slot: int, tier: Tier, keys: Iterable[int]) -> int:
-        """Mark `slot` as holding each key in `tier`. Returns how many it did not hold there before."""
-        table = self._tables[tier]
-        get = table.get
-        bit = 1 << slot
-        added = 0
-        for key in keys:
-            mask = get(key, 0)
-            if not mask & bit:
-                table[key] = mask | bit
-                added += 1
-        return added
+    def store(self, slot: int, tier: Tier, keys: Sequence[int]) -> int:
+        """Mark `slot` as holding each of the keys, which are distinct, in `tier`. Returns how many it did not hold
+        there before."""
+        return self._held.store(_KINDS[tier], slot, keys)
 
     def remove(self, slot: int, tier: Tier, key: int) -> bool:
         """Forget one holding. False where the slot did not hold the key in that tier."""
-        table = self._tables[tier]
-        mask = table.get(key, 0)
-        bit = 1 << slot
-        if not mask & bit:
-            return False
-        mask ^= bit
-        if mask:
-            table[key] = mask
-        else:
-            del table[key]
-        return True
+        return self._held.discard(_KINDS[tier], slot, key)
 
-    def expect(self, slot: int, keys: Iterable[int]) -> None:
-        """One more request will make `slot` hold the keys: `unexpect` the same ones once."""
-        table, more, bit = self._expected, self._expected_again, 1 << slot
-        for key in keys:
-            mask = table.get(key, 0)
-            if mask & bit:
-                more[slot, key] = more.get((slot, key), 0) + 1
-            else:
-                table[key] = mask | bit
+    def remove_many(self, slot: int, tier: Tier, keys: Sequence[int]) -> int:
+        """Forget holdings of distinct keys. Returns how many there were."""
+        return self._held.discard_many(_KINDS[tier], slot, keys)
 
-    def unexpect(self, slot: int, keys: Iterable[int]) -> None:
+    def expect(self, slot: int, keys: Sequence[int]) -> None:
+        """One more request will make `slot` hold the keys, which are distinct: `unexpect` the same ones once."""
+        more = self._expected_again
+        if self._expected.counts[0]:
+            again = self._expected.held(0, slot, keys)
+            if again.any():
+                fresh = []
+                for key, known in zip(keys, again.tolist(), strict=True):
+                    if known:
+                        more[slot, key] = more.get((slot, key), 0) + 1
+                    else:
+                        fresh.append(key)
+                keys = fresh
+        self._expected.store(0, slot, keys)
+
+    def unexpect(self, slot: int, keys: Sequence[int]) -> None:
         """Take back what one `expect` marked; what another request expects too stays marked."""
-        table, more, clear = self._expected, self._expected_again, ~(1 << slot)
-        for key in keys:
-            others = more.get((slot, key), 0)
-            if others > 1:
-                more[slot, key] = others - 1
-            elif others:
-                del more[slot, key]
-            elif mask := table.get(key, 0) & clear:
-                table[key] = mask
-            else:
-                table.pop(key, None)
+        more = self._expected_again
+        if more:
+            last = []
+            for key in keys:
+                others = more.get((slot, key), 0)
+                if others > 1:
+                    more[slot, key] = others - 1
+                elif others:
+                    del more[slot, key]
+                else:
+                    last.append(key)
+            keys = last
+        self._expected.discard_many(0, slot, keys)
+
+    @property
+    def expects(self) -> int:
+        """Blocks that some slot is expected to hold."""
+        return self._expected.counts[0]
 
     def holds(self, slot: int, key: int, tier: Tier | None = None) -> bool:
         """Whether the slot holds the key in `tier`, or in any."""
-        tables = self._tables.values() if tier is None else (self._tables[tier],)
-        bit = 1 << slot
-        return any(table.get(key, 0) & bit for table in tables)
+        if tier is not None:
+            return self._held.holds(_KINDS[tier], slot, key)
+        return any(self._held.holds(kind, slot, key) for kind in range(len(Tier)) if self._held.counts[kind])
 
     def holdings(self, slot: int) -> Iterator[tuple[int, Tier]]:
         """Every (key, tier) the slot holds. Walks the whole tree: for tests and snapshots, not for requests."""
-        bit = 1 << slot
-        for tier, table in self._tables.items():
-            for key, mask in table.items():
-                if mask & bit:
-                    yield key, tier
+        for tier, kind in _KINDS.items():
+            for key in self._held.keys_of(kind, slot):
+                yield key, tier
 
     def tier_masks(self, slot: int, keys: Sequence[int]) -> bytes:
         """For each key, the tiers the slot holds it in: bit i stands for the i-th Tier."""
-        bit, found = 1 << slot, 0
-        for position, table in enumerate(self._tables.values()):
-            if table:
-                get, flag = table.get, 1 << position
-                found |= int.from_bytes(bytes([flag if get(key, 0) & bit else 0 for key in keys]), "big")
-        return found.to_bytes(len(keys), "big")
+        found: npt.NDArray[np.uint8] = np.zeros(len(keys), dtype=np.uint8)
+        wanted = as_keys(keys)
+        for kind in range(len(Tier)):
+            if self._held.counts[kind]:
+                found |= self._held.held(kind, slot, wanted).astype(np.uint8) << kind
+        return found.tobytes()
 
     def block_count(self, tier: Tier) -> int:
         """Distinct blocks that at least one slot (retired ones included until swept) holds in `tier`."""
-        return len(self._tables[tier])
+        return self._held.counts[_KINDS[tier]]
 
     def memory_bytes(self) -> int:
-        """Bytes of the tables with their masks; the keys are counted where streams hold them."""
-        tables = (*self._tables.values(), self._expected)
-        mask = sys.getsizeof(1 << max(self._next, 1))
-        return sum(sys.getsizeof(table) + len(table) * mask for table in tables)
+        """Bytes of the tables."""
+        return self._held.memory_bytes() + self._expected.memory_bytes()
 
     def walk(self, slots: int) -> PrefixWalk:
         """Start matching a prompt against the slots whose bits are set in `slots`."""
-        device = self._tables[Tier.GPU]
-        others = [table for tier, table in self._tables.items() if tier is not Tier.GPU and table]
-        return PrefixWalk(device, others, self._expected, slots)
+        return PrefixWalk(self._held, self._expected, slots)
+
+
+class _Lane:
+    """One word of slots on its walk. Each mask is a subset of the next: a slot leaves one where its run of such
+    blocks ends."""
+
+    __slots__ = ("alive", "device", "held", "word")
+
+    def __init__(self, word: int, slots: int) -> None:
+        self.word = word
+        self.device = self.held = self.alive = slots
 
 
 class PrefixWalk:
@@ -167,90 +173,136 @@ class PrefixWalk:
     """
 
     __slots__ = (
-        "_alive",
-        "_device",
-        "_device_alive",
         "_expected",
-        "_held_alive",
+        "_held",
+        "_lanes",
         "_others",
-        "_plain",
+        "_soon",
         "_walked",
         "depth",
         "device_depth",
         "expected_depth",
     )
 
-    def __init__(
-        self, device: dict[int, int], others: list[dict[int, int]], expected: dict[int, int], slots: int
-    ) -> None:
-        self._device = device
-        self._others = others
+    def __init__(self, held: HolderTable, expected: HolderTable, slots: int) -> None:
+        self._held = held
         self._expected = expected
-        self._plain = not others and not expected
-        # Each is a subset of the next: a slot leaves one where its run of such blocks ends.
-        self._device_alive = self._held_alive = self._alive = slots
+        self._others = [kind for kind, count in enumerate(held.counts) if count and kind != _DEVICE]
+        self._soon = expected.counts[0] > 0
+        self._lanes: list[_Lane] = []
+        word = 0
+        while slots:
+            if slots & _WORD_MASK:
+                self._lanes.append(_Lane(word, slots & _WORD_MASK))
+            slots >>= WORD_BITS
+            word += 1
         self._walked = 0
         self.depth: dict[int, int] = {}
-        self.device_depth: dict[int, int] = {}
-        self.expected_depth: dict[int, int] = {}
+        # Where no slot can differ they are one and the same.
+        self.device_depth: dict[int, int] = {} if self._others else self.depth
+        self.expected_depth: dict[int, int] = {} if self._soon else self.depth
 
-    def feed(self, keys: Sequence[int]) -> bool:
+    def feed(self, keys: Sequence[int] | Words) -> bool:
         """Walk on. False once no slot holds the next block: the rest of the prompt need not be hashed."""
-        if not self._alive:
-            return False
-        if not self._plain:
-            return self._feed_tiered(keys)
-        alive, depth, get = self._alive, self._walked, self._device.get
-        for key in keys:
-            still = alive & get(key, 0)
-            if still != alive:
-                _settle(self.depth, alive ^ still, depth)
-                alive = still
-                if not alive:
-                    break
-            depth += 1
-        self._alive = self._held_alive = self._device_alive = alive
-        self._walked = depth
-        return bool(alive)
+        count, walked = len(keys), self._walked
+        if not self._lanes or not count:
+            return bool(self._lanes)
+        if not self._others and count * len(self._lanes) < _FEW:
+            return self._feed_few(keys)
+        wanted = as_keys(keys)
+        found = self._held.lookup(wanted)
+        soon = None
+        going: list[_Lane] = []
+        for lane in self._lanes:
+            word = lane.word
+            device = held = found.leading(self._held.column(_DEVICE, word)) if lane.held else None
+            if lane.held and self._others:
+                for kind in self._others:
+                    other = found.leading(self._held.column(kind, word))
+                    if other is not None:
+                        held = other if held is None else held | other
+                if lane.device:
+                    lane.device = _narrow(lane.device, device, count, word, walked, self.device_depth)
+            if lane.held:
+                lane.held = _narrow(lane.held, held, count, word, walked, self.depth)
+            if not self._soon:
+                lane.alive = lane.held
+            elif lane.held != lane.alive:
+                soon = self._expected.lookup(wanted) if soon is None else soon
+                union = soon.all(self._expected.column(0, word))
+                if held is not None:
+                    union[: len(held)] |= held
+                lane.alive = _narrow(lane.alive, union, count, word, walked, self.expected_depth)
+            if lane.alive:
+                going.append(lane)
+        self._walked = walked + count
+        self._lanes = going
+        return bool(going)
 
-    def _feed_tiered(self, keys: Sequence[int]) -> bool:
-        alive, held_alive, on_device, depth = self._alive, self._held_alive, self._device_alive, self._walked
-        for key in keys:
-            device = self._device.get(key, 0)
-            held = device
-            for table in self._others:
-                held |= table.get(key, 0)
-            if on_device & device != on_device:
-                _settle(self.device_depth, on_device & ~device, depth)
-                on_device &= device
-            if held_alive & held != held_alive:
-                _settle(self.depth, held_alive & ~held, depth)
-                held_alive &= held
-            still = alive & (held | self._expected.get(key, 0))
-            if still != alive:
-                _settle(self.expected_depth, alive & ~still, depth)
-                alive = still
-                if not alive:
+    def _feed_few(self, keys: Sequence[int] | Words) -> bool:
+        """The same for few keys, one by one: then numpy's calls cost more than they save."""
+        find, soon, walked = self._held.find, self._soon, self._walked
+        lanes = self._lanes
+        for key in keys if not isinstance(keys, np.ndarray) else keys.tolist():
+            space, row = find(key)
+            for lane in lanes:
+                word = lane.word
+                held = space.mask(self._held.column(_DEVICE, word), row) if row >= 0 else 0
+                before = lane.held
+                if before & held != before:
+                    _settle(self.depth, before & ~held, word, walked)
+                    lane.held = before & held
+                if not soon:
+                    lane.alive = lane.held
+                elif lane.alive != lane.held:
+                    going = lane.alive & (held | self._expected.mask(0, word, key))
+                    if going != lane.alive:
+                        _settle(self.expected_depth, lane.alive & ~going, word, walked)
+                        lane.alive = going
+            if not all(lane.alive for lane in lanes):
+                lanes = self._lanes = [lane for lane in lanes if lane.alive]
+                if not lanes:
                     break
-            depth += 1
-        self._alive, self._held_alive, self._device_alive, self._walked = alive, held_alive, on_device, depth
-        return bool(alive)
+            walked += 1
+        self._walked = walked
+        return bool(lanes)
 
     def finish(self) -> None:
         """The prompt's blocks are all fed, or `feed` returned False."""
-        _settle(self.depth, self._held_alive, self._walked)
-        if self._plain:
-            self.device_depth = self.expected_depth = self.depth
-        else:
-            _settle(self.device_depth, self._device_alive, self._walked)
-            _settle(self.expected_depth, self._alive, self._walked)
-        self._alive = self._held_alive = self._device_alive = 0
+        for lane in self._lanes:
+            _settle(self.depth, lane.held, lane.word, self._walked)
+            if self._others:
+                _settle(self.device_depth, lane.device, lane.word, self._walked)
+            if self._soon:
+                _settle(self.expected_depth, lane.alive, lane.word, self._walked)
+        self._lanes = []
 
 
-def _settle(into: dict[int, int], slots: int, depth: int) -> None:
+def _narrow(alive: int, masks: Words | None, count: int, word: int, walked: int, into: dict[int, int]) -> int:
+    """Of the slots in `alive`, those with a bit in each of `count` masks (missing ones are 0). The others' depths are
+    settled. Where nothing changes this is one reduction."""
+    known = 0 if masks is None else len(masks)
+    if masks is not None and known and int(np.bitwise_and.reduce(masks)) & alive != alive:
+        running = np.bitwise_and.accumulate(masks)
+        running &= np.uint64(alive)
+        changes = np.flatnonzero(running[1:] != running[:-1]) + 1
+        if int(running[0]) != alive:
+            changes = np.concatenate(([0], changes))
+        for at, left in zip(changes.tolist(), running[changes].tolist(), strict=True):
+            _settle(into, alive ^ left, word, walked + at)
+            alive = left
+    if known < count and alive:
+        _settle(into, alive, word, walked + known)
+        return 0
+    return alive
+
+
+def _settle(into: dict[int, int], slots: int, word: int, depth: int) -> None:
     if not depth:
         return
-    while slots:
-        low = slots & -slots
-        into[low.bit_length() - 1] = depth
-        slots ^= low
+    first = word * WORD_BITS
+    for byte in slots.to_bytes(WORD_BITS // 8, "little"):
+        if byte:
+            for bit in _BITS[byte]:
+                into[first + bit] = depth
+        first += 8

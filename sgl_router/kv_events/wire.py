@@ -34,6 +34,9 @@ EngineHash = int | bytes
 END_SEQ = 2**64 - 1
 MAX_EVENTS_PER_BATCH = 262_144
 MAX_BLOCK_SIZE = 65_536
+# What neighbouring events are joined to at most: one step of the pump.
+MAX_MERGED = 511
+MAX_MERGED_TOKENS = 4_096
 
 
 class Tier(str, Enum):
@@ -82,6 +85,7 @@ class BlockStored(NamedTuple):
 
     `tier` is None for a medium this version does not know. `medium_given` is False in dialects up to 0.5.8.
     `opaque`: vLLM attached extra keys (media, salt, adapter), so equal token ids do not mean equal blocks.
+    `merged`: the blocks came in events of their own, so an unknown parent of the first does not concern the others.
     """
 
     block_hashes: Sequence[EngineHash]
@@ -93,6 +97,7 @@ class BlockStored(NamedTuple):
     cache_salt: str | None
     lora_name: str | None
     opaque: bool = False
+    merged: bool = False
 
 
 class BlockRemoved(NamedTuple):
@@ -152,10 +157,74 @@ def decode_batch(payload: bytes) -> EventBatch:
 
 
 def _events(raw: list[Any]) -> Iterator[Event]:
-    for item in raw:
+    """What the items say, in their order. Neighbours that continue one another become one event: some versions publish
+    every page on its own."""
+    index, count = 0, len(raw)
+    while index < count:
+        item = raw[index]
         event = _decode_event(item)
-        if event is not None:
-            yield event
+        index += 1
+        if event is None:
+            continue
+        if index < count and type(item) is list and not isinstance(event, BlocksCleared):
+            more = raw[index : index + MAX_MERGED]
+            merged = _chain(event, item, more) if isinstance(event, BlockStored) else _removals(event, item, more)
+            if merged is not None:
+                event, taken = merged
+                index += taken
+        yield event
+
+
+def _chain(first: BlockStored, item: list[Any], rest: list[Any]) -> tuple[BlockStored, int] | None:
+    """`first` with the stores of one block each that follow it, every one the last one's child and alike otherwise."""
+    size, page = len(item), first.block_size
+    if len(first.block_hashes) != 1 or first.opaque:
+        return None
+    (last,) = first.block_hashes
+    kind, pair, ending = type(last), type(first.token_ids[0]), item[6:]
+    hashes, tokens = [last], list(first.token_ids)
+    for other in rest:
+        if type(other) is not list or len(other) != size or other[0] != "BlockStored":
+            break
+        block, parent, ids = other[1], other[2], other[3]
+        if (
+            type(block) is not list
+            or len(block) != 1
+            or type(block[0]) is not kind
+            or type(parent) is not kind
+            or parent != last
+            or type(ids) is not list
+            or len(ids) != page
+            or type(other[4]) is not int
+            or other[4] != page
+            or type(ids[0]) is not pair
+            or other[6:] != ending
+        ):
+            break
+        last = block[0]
+        hashes.append(last)
+        tokens += ids
+        if len(tokens) >= MAX_MERGED_TOKENS:
+            break
+    if len(hashes) == 1 or len(set(hashes)) < len(hashes):  # a hash that changes its block does so in turn
+        return None
+    return first._replace(block_hashes=hashes, token_ids=tokens, merged=True), len(hashes) - 1
+
+
+def _removals(first: BlockRemoved, item: list[Any], rest: list[Any]) -> tuple[BlockRemoved, int] | None:
+    """`first` with the removals of one block each that follow it in the same medium."""
+    size, ending = len(item), item[2:]
+    hashes = list(first.block_hashes)
+    taken = 0
+    for other in rest:
+        if type(other) is not list or len(other) != size or other[0] != "BlockRemoved" or other[2:] != ending:
+            break
+        block = other[1]
+        if type(block) is not list or len(block) != 1 or (type(block[0]) is not int and type(block[0]) is not bytes):
+            break
+        hashes += block
+        taken += 1
+    return (first._replace(block_hashes=hashes), taken) if taken else None
 
 
 def _decode_event(item: Any) -> Event | None:

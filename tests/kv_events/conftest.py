@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, FrameOutcome, Namespace, WireError, decode_batch
+from sgl_router.kv_events.prompt_keys import PromptKeys
 from sgl_router.kv_events.wire import Frame
+from sgl_router.prompt import Prompt
 
 
 class Follower:
@@ -48,8 +50,8 @@ class Follower:
     def depth(self, tokens: list[int], *, device: bool = False, **namespace: str) -> int:
         """Leading blocks of a prompt that the stream's slot holds."""
         walk = self.tree.walk(1 << self.stream.slot)
-        for keys in self.stream.hasher.prompt(np.array(tokens, dtype=np.uint32), Namespace(**namespace)):
-            walk.feed(keys)
+        keys = PromptKeys(Prompt(np.array(tokens, dtype=np.uint32)), self.stream.hasher, Namespace(**namespace))
+        walk.feed(keys.slice(0, keys.blocks))
         walk.finish()
         return (walk.device_depth if device else walk.depth).get(self.stream.slot, 0)
 

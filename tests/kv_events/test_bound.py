@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
+from sgl_router.kv_events import Namespace
 from sgl_router.kv_events.bound import MemoryBound
+from sgl_router.kv_events.prompt_keys import PromptKeys
+from sgl_router.prompt import Prompt
 
 
 def chain(start: int, count: int) -> dict[str, object]:
@@ -29,10 +33,9 @@ def rig(make_follower: Any) -> Any:
 
 
 def match(follower: Any, bound: MemoryBound, start: int, count: int) -> int:
-    import numpy as np
-
-    for keys in follower.stream.hasher.prompt(np.array(prompt(start, count), dtype=np.uint32)):
-        bound.matched(keys)
+    ids = np.array(prompt(start, count), dtype=np.uint32)
+    keys = PromptKeys(Prompt(ids), follower.stream.hasher, Namespace())
+    bound.matched(keys.slice(0, keys.blocks))
     return int(follower.depth(prompt(start, count)))
 
 

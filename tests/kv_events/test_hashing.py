@@ -8,11 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockHasher, Namespace
+from sgl_router.kv_events.prompt_keys import PromptKeys
+from sgl_router.prompt import Prompt
 
 
 def prompt_keys(hasher: BlockHasher, tokens: list[int], *, piece: int = 1 << 30, **namespace: str) -> list[int]:
     ids = np.array(tokens, dtype=np.uint32)
-    return [key for keys in hasher.prompt(ids, Namespace(**namespace), piece=piece) for key in keys]
+    keys = PromptKeys(Prompt(ids), hasher, Namespace(**namespace))
+    return [key for start in range(0, keys.blocks, piece) for key in keys.slice(start, start + piece)]
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from sgl_router.kv_events import KvIndex, StreamState, Untrust
+from sgl_router.kv_events import BlockHasher, KvIndex, StreamState, Untrust
 from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.prompt import Prompt, SharedPrefix
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 PROMPT = np.arange(5000, dtype=np.uint32)
@@ -140,11 +141,69 @@ async def test_a_worker_without_events_is_not_followed(index) -> None:
 
 
 async def test_a_stream_lost_while_a_long_prompt_is_walked_claims_nothing(index) -> None:
-    one = worker(0)
+    one = worker(0, page=1)
     index.worker_added(one)
-    feed(index, one.targets[0], 1200)
+    feed(index, one.targets[0], 4900, page=1)
     stream = index.status(one)[0].stream
     walking = asyncio.create_task(index.match("m", PROMPT))
     await asyncio.sleep(0)  # the first piece is done
     stream.distrust(Untrust.GAP)
     assert (await walking).by_target == {}
+
+
+async def test_short_prompts_are_matched_without_a_turn_of_the_loop(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    asyncio.get_running_loop().call_soon(index.status(one)[0].stream.distrust, Untrust.GAP)
+    assert (await index.match("m", PROMPT)).by_target[one.targets[0]].blocks == 1200
+
+
+async def test_only_what_is_not_held_is_expected(index) -> None:
+    one, other = worker(0), worker(1)
+    for each in (one, other):
+        index.worker_added(each)
+    feed(index, one.targets[0], 20)
+    prompt = Prompt(PROMPT[:161])
+    await index.match("m", prompt)
+    made = index.expect(one.targets[0], prompt)
+    assert made is not None
+    assert len(made.keys) == index.status(one)[0].expected_blocks == 20
+    match = await index.match("m", PROMPT[:161])
+    assert match.by_target[one.targets[0]].expected_blocks == 40
+    assert match.by_target[one.targets[0]].blocks == 20
+    elsewhere = index.expect(other.targets[0], prompt)
+    assert elsewhere is not None
+    assert len(elsewhere.keys) == 40
+    for expectation in (made, elsewhere):
+        expectation.end()
+    assert index.tree.expects == 0
+
+
+async def test_what_was_held_when_it_was_matched_and_is_gone_is_expected(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 20)
+    prompt = Prompt(PROMPT[:161])
+    await index.match("m", prompt)
+    feed(index, one.targets[0], 0, seq=0)  # the numbers begin again: another process, with nothing cached
+    feed(index, one.targets[0], 1, seq=1)
+    made = index.expect(one.targets[0], prompt)
+    assert made is not None
+    assert len(made.keys) == 40
+
+
+async def test_the_next_turn_of_a_chat_is_hashed_from_where_the_last_one_ended(index, monkeypatch) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    shared = SharedPrefix(4_000)
+    await index.match("m", Prompt(PROMPT[:4_100], shared))
+    hasher = index.status(one)[0].stream.hasher
+    assert len(shared.keys[hasher.root()]) == 1_000
+    asked = []
+    chain = BlockHasher.chain
+    monkeypatch.setattr(BlockHasher, "chain", lambda self, *args: asked.append(args[3]) or chain(self, *args))
+    match = await index.match("m", Prompt(PROMPT, shared))
+    assert match.by_target[one.targets[0]].blocks == 1200
+    assert sum(asked) == 249

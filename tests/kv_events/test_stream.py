@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Untrust
 
@@ -311,3 +313,58 @@ def test_one_hash_for_two_blocks_of_an_event_leaves_nothing_behind(follower) -> 
     follower.stream.resync()
     follower.tree.sweep(100)
     assert list(follower.tree.holdings(slot)) == []
+
+
+# --- a page an event ------------------------------------------------------------------------------------------------
+
+
+def one_page(block: int, parent: int | None, tokens: list[int]) -> list[object]:
+    return ["BlockStored", [block], parent, tokens, 4, None, "GPU"]
+
+
+def test_a_page_whose_parent_is_unknown_does_not_orphan_the_next_one(follower) -> None:
+    warm(follower)
+    follower.send(one_page(12, 99, [7] * 4), one_page(14, 12, [9] * 4))
+    assert follower.stream.counters.orphans == 1
+    assert follower.depth([*PROMPT[:8], 9, 9, 9, 9, 0]) == 3
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.integers(1, 6), st.integers(0, 6), st.integers(0, 2), st.sampled_from(["GPU", "DISK"])
+        ),
+        max_size=30,
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_pages_in_one_batch_do_what_they_do_one_by_one(make_follower, pages) -> None:
+    events = [
+        ["BlockStored", [block], parent or None, [token] * 4, 4, None, medium]
+        if storing
+        else ["BlockRemoved", [block], medium]
+        for storing, block, parent, token, medium in pages
+    ]
+    together, apart = make_follower(4), make_follower(4)
+    for one in (together, apart):
+        one.send(CLEARED)
+    together.send(*events)
+    for event in events:
+        apart.send(event)
+    assert together.held == apart.held
+    assert together.stream._blocks == apart.stream._blocks
+    assert together.stream.held == apart.stream.held
+    for name in ("stored", "orphans"):
+        assert getattr(together.stream.counters, name) == getattr(apart.stream.counters, name)
+
+
+def test_long_removals_do_what_short_ones_do(follower) -> None:
+    tokens = list(range(4 * 60 + 1))
+    follower.send(CLEARED)
+    follower.send(stored(list(range(1, 61)), None, tokens[:-1]))
+    follower.send(stored(list(range(1, 31)), None, tokens[:120], medium="DISK"))
+    follower.send(removed(list(range(11, 61))))
+    assert follower.depth(tokens, device=True) == 10
+    assert follower.depth(tokens) == 30
+    assert follower.stream.blocks_held == 30
+    assert {tier.value: n for tier, n in follower.stream.held.items() if n} == {"GPU": 10, "DISK": 30}

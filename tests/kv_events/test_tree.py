@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import random
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +58,7 @@ def test_tiers_count_together_and_the_device_alone() -> None:
 def test_a_retired_slot_is_swept_before_it_is_handed_out_again() -> None:
     tree = BlockTree()
     slot = tree.acquire()
-    keys = list(range(10))
+    keys = list(range(1, 11))
     tree.store(slot, Tier.GPU, keys)
     tree.store(slot, Tier.CPU_PINNED, keys[:3])
     tree.retire(slot, dict(zip(keys, keys, strict=True)))
@@ -74,14 +76,14 @@ _ops = st.lists(
         st.sampled_from(["store", "remove", "retire"]),
         st.integers(0, 3),
         st.sampled_from(list(Tier)),
-        st.integers(0, 6),
+        st.integers(1, 7),
     ),
     max_size=60,
 )
 
 
 @settings(max_examples=200)
-@given(_ops, st.lists(st.integers(0, 6), max_size=8, unique=True), st.integers(1, 3))
+@given(_ops, st.lists(st.integers(1, 7), max_size=8, unique=True), st.integers(1, 3))
 def test_the_walk_equals_a_set_per_slot(ops: list[tuple[str, int, Tier, int]], prompt: list[int], piece: int) -> None:
     tree = BlockTree()
     slots = [tree.acquire() for _ in range(4)]
@@ -116,3 +118,88 @@ def _leading(prompt: list[int], held: set[int]) -> int:
             break
         count += 1
     return count
+
+
+def leading(prompt: list[int], held: set[int]) -> int:
+    return next((i for i, key in enumerate(prompt) if key not in held), len(prompt))
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    length=st.integers(1, 260),
+    slots=st.lists(st.integers(0, 200), min_size=1, max_size=6, unique=True),
+    piece=st.sampled_from([1, 7, 32, 39, 40, 64, 300]),
+    data=st.data(),
+)
+def test_long_walks_equal_a_set_per_slot(length: int, slots: list[int], piece: int, data: st.DataObject) -> None:
+    """Runs with holes, in tiers and expected, on slots in several words; blocks nobody holds among them."""
+    seed = data.draw(st.integers(0, 2**32))
+    rng = random.Random(seed)
+    prompt = [rng.randrange(1, 2**64 - 1) for _ in range(length)]
+    tree = BlockTree()
+    for _ in range(max(slots) + 1):
+        tree.acquire()
+    on_device: dict[int, set[int]] = {}
+    anywhere: dict[int, set[int]] = {}
+    soon: dict[int, set[int]] = {}
+    for slot in slots:
+        kinds = data.draw(st.sampled_from(["prefix", "holes", "tiers", "expected", "none"]))
+        depth = data.draw(st.integers(0, length))
+        device = set(prompt[:depth])
+        if kinds == "holes":
+            device -= set(rng.sample(prompt, min(len(prompt), rng.randrange(4))))
+            device |= set(rng.sample(prompt, rng.randrange(len(prompt) + 1)))
+        elif kinds == "none":
+            device = set()
+        tree.store(slot, Tier.GPU, list(device))
+        host = set(rng.sample(prompt, rng.randrange(len(prompt) + 1))) if kinds == "tiers" else set()
+        tree.store(slot, Tier.DISK, list(host))
+        expected = set(prompt[max(depth - 5, 0) : depth + 60]) if kinds == "expected" else set()
+        tree.expect(slot, list(expected))
+        on_device[slot], anywhere[slot], soon[slot] = device, device | host, device | host | expected
+    asked = [slot for slot in slots if rng.random() < 0.9]
+    walk = tree.walk(sum(1 << slot for slot in asked))
+    for start in range(0, length, piece):
+        if not walk.feed(prompt[start : start + piece]):
+            assert all(leading(prompt, soon[slot]) < start + piece for slot in asked)
+            break
+    walk.finish()
+    for found, truth in ((walk.device_depth, on_device), (walk.depth, anywhere), (walk.expected_depth, soon)):
+        naive = {slot: leading(prompt, truth[slot]) for slot in asked}
+        assert found == {slot: depth for slot, depth in naive.items() if depth}
+
+
+def test_512_slots_on_a_staircase() -> None:
+    tree = BlockTree()
+    rng = random.Random(1)
+    keys = [rng.randrange(1, 2**64 - 1) for _ in range(2_000)]
+    for _ in range(512):
+        slot = tree.acquire()
+        tree.store(slot, Tier.GPU, keys[: 2_000 * (slot + 1) // 512])
+    walk = tree.walk((1 << 512) - 1)
+    assert not walk.feed([*keys, 5])
+    walk.finish()
+    assert walk.depth == {slot: 2_000 * (slot + 1) // 512 for slot in range(512)}
+
+
+def test_two_requests_that_expect_the_same_blocks_are_two() -> None:
+    tree = BlockTree()
+    slot = tree.acquire()
+    keys = list(range(1, 101))
+    tree.expect(slot, keys)
+    tree.expect(slot, keys[:50])
+    tree.expect(slot, keys[:50])
+
+    def depth() -> int:
+        walk = tree.walk(1 << slot)
+        walk.feed(keys)
+        walk.finish()
+        return walk.expected_depth.get(slot, 0)
+
+    assert depth() == tree.expects == 100
+    tree.unexpect(slot, keys[:50])
+    assert depth() == tree.expects == 100
+    tree.unexpect(slot, keys)
+    assert depth() == tree.expects == 50
+    tree.unexpect(slot, keys[:50])
+    assert depth() == tree.expects == 0

@@ -24,6 +24,31 @@ def one(event: object) -> object:
     return decoded
 
 
+def apart(event: object) -> list[tuple[object, ...]]:
+    """One entry per block: neighbouring events may have been joined."""
+    if isinstance(event, BlockRemoved):
+        return [("removed", one) for one in event.block_hashes]
+    if not isinstance(event, BlockStored):
+        return [("cleared",)]
+    parents = [event.parent_hash, *event.block_hashes]
+    size = event.block_size
+    return [
+        (one, parents[i], list(event.token_ids[i * size : (i + 1) * size]), size, event.medium_given)
+        for i, one in enumerate(event.block_hashes)
+    ]
+
+
+def raw_event(raw: dict[object, object]) -> object:
+    """What a captured event says, read by hand."""
+    tag = raw.get("type", raw.get(0))
+    hashes = raw.get("block_hashes") or raw.get(1)
+    if tag == "BlockStored":
+        parent, tokens = raw.get("parent_block_hash", raw.get(2)), raw.get("token_ids") or raw.get(3)
+        size = raw.get("block_size", raw.get(4))
+        return BlockStored(hashes, parent, tokens, size, None, "medium" in raw or 6 in raw, None, None)
+    return BlockRemoved(hashes, None) if tag == "BlockRemoved" else BlocksCleared()
+
+
 @pytest.mark.parametrize("path", CAPTURES, ids=lambda path: path.stem)
 def test_captured_frames_of_every_engine_decode_to_what_was_captured(path: pathlib.Path) -> None:
     seen = 0
@@ -35,22 +60,10 @@ def test_captured_frames_of_every_engine_decode_to_what_was_captured(path: pathl
             ts, events, rank = batch["decoded"]
             decoded = decode_batch(frame.payload)
             assert (decoded.ts, decoded.dp_rank) == (ts, rank)
-            for event, raw in zip(decoded.events, events, strict=True):
-                fields = raw if isinstance(raw, dict) else dict(enumerate(raw))
-                tag = fields.get("type", fields.get(0))
-                if tag == "BlockStored":
-                    assert isinstance(event, BlockStored)
-                    assert list(event.block_hashes) == (fields.get("block_hashes") or fields.get(1))
-                    assert event.parent_hash == fields.get("parent_block_hash", fields.get(2))
-                    assert list(event.token_ids) == (fields.get("token_ids") or fields.get(3))
-                    assert event.block_size == fields.get("block_size", fields.get(4))
-                    assert event.medium_given == ("medium" in fields or 6 in fields)
-                elif tag == "BlockRemoved":
-                    assert isinstance(event, BlockRemoved)
-                    assert list(event.block_hashes) == (fields.get("block_hashes") or fields.get(1))
-                else:
-                    assert isinstance(event, BlocksCleared)
-                seen += 1
+            blocks = [block for event in decoded.events for block in apart(event)]
+            raws = [fields if isinstance(fields, dict) else dict(enumerate(fields)) for fields in events]
+            assert blocks == [block for raw in raws for block in apart(raw_event(raw))]
+            seen += len(raws)
     assert seen
 
 
@@ -191,3 +204,56 @@ def test_arbitrary_event_arrays_raise_only_wire_errors(tag: str, rest: list[obje
         list(decode_batch(encode([tag, *rest])).events)
     except WireError as error:
         assert error.reason in DecodeFailure
+
+
+def page(block: int, parent: object, *, tokens: object = None, medium: object = "GPU", more: tuple[object, ...] = ()):
+    return ["BlockStored", [block], parent, tokens or [block, block], 2, None, medium, *more]
+
+
+def test_pages_that_continue_one_another_are_one_event() -> None:
+    (event,) = decode_batch(encode(page(1, None), page(2, 1), page(3, 2))).events
+    assert event == BlockStored([1, 2, 3], None, [1, 1, 2, 2, 3, 3], 2, Tier.GPU, True, None, None, merged=True)
+    (gone,) = decode_batch(encode(["BlockRemoved", [3], "GPU"], ["BlockRemoved", [2], "GPU"])).events
+    assert gone == BlockRemoved([3, 2], Tier.GPU)
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        page(2, 9),
+        page(2, None),
+        page(2, 1, medium="CPU_PINNED"),
+        page(2, 1, more=({"cache_salt": "s"},)),
+        page(2, 1, tokens=[[1, 2], [2, 3]]),
+        ["BlockStored", [2], 1, [5], 1, None, "GPU"],
+        ["BlockStored", [2, 3], 1, [5, 5, 6, 6], 2, None, "GPU"],
+        ["BlockStored", [2], 1, [5, 6], 2, None],
+        ["BlockRemoved", [2], "GPU"],
+        ["AllBlocksCleared"],
+        ["SomethingNew", [2], 1],
+    ],
+)
+def test_pages_that_differ_are_not_joined(second: list[object]) -> None:
+    events = list(decode_batch(encode(page(1, None), second, page(3, 2))).events)
+    assert events[0] == BlockStored([1], None, [1, 1], 2, Tier.GPU, True, None, None)
+    assert [block for event in events for block in apart(event)][-1][0] == 3
+
+
+def test_what_is_joined_has_a_limit() -> None:
+    pages = [page(block, block - 1 or None) for block in range(1, 2_000)]
+    events = list(decode_batch(encode(*pages)).events)
+    assert max(len(event.block_hashes) for event in events) <= 512
+    assert [block for event in events for block in event.block_hashes] == list(range(1, 2_000))
+
+
+@pytest.mark.parametrize(
+    "bad", [page(2, 1, tokens=[1]), ["BlockStored", ["x"], 1, [5, 6], 2, None, "GPU"], page(2, True)]
+)
+def test_joining_does_not_let_a_bad_page_pass(bad: list[object]) -> None:
+    with pytest.raises(WireError):
+        list(decode_batch(encode(page(1, None), bad)).events)
+
+
+def test_a_hash_that_comes_twice_is_not_joined() -> None:
+    events = list(decode_batch(encode(page(1, None), page(2, 1), page(1, 2))).events)
+    assert [event.block_hashes for event in events] == [[1], [2, 1]]
