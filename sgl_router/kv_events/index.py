@@ -18,7 +18,7 @@ from sgl_router.prompt import Prompt
 
 from .agreement import Agreement
 from .bound import MemoryBound
-from .expectation import Expectation
+from .expectation import Expectation, Expectations
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .matched import MATCHED_STATES, MatchedPrefix, MatchGroup, PromptMatch
 from .prompt_keys import PromptKeys
@@ -99,15 +99,9 @@ class _Rank:
         self.lag_secs = 0.0
         self.warm_by = asyncio.get_running_loop().time() + _WARMING_SECS
         self.slot = stream.slot
-        self.expectations: set[Expectation] = set()
         self.agreement = Agreement()
 
-    def give_up_expectations(self) -> None:
-        for expectation in list(self.expectations):
-            expectation.end()
-
     def close(self) -> None:
-        self.give_up_expectations()
         if self.resync is not None:
             self.resync.cancel()
         if self.repairer is not None:
@@ -144,7 +138,7 @@ class KvIndex:
         self._max_bytes = max_message_bytes
         self._replay_idle_secs = replay_idle_secs
         self._resync_secs = resync_secs
-        self._expect_ttl_secs = expect_ttl_secs
+        self._expectations = Expectations(self.tree, expect_ttl_secs)
         self._wall_clock = wall_clock
         self.pump = EventPump(
             self.tree,
@@ -198,6 +192,7 @@ class KvIndex:
             if rank.feed is not None:
                 self.pump.drop(rank.feed)
                 self.warm.withdraw(rank.target, rank.feed)
+            self._expectations.give_up(rank.slot)
             rank.close()
             del self._by_stream[rank.stream]
             del self._by_target[rank.target]
@@ -207,6 +202,7 @@ class KvIndex:
     def close(self) -> None:
         """Close every socket and the ZMQ context."""
         self.warm.close()
+        self._expectations.close()
         for worker in list(self._ranks):
             self.worker_removed(worker)
         if self._context is not None:
@@ -307,7 +303,7 @@ class KvIndex:
         if rank is None:
             return
         if rank.slot != stream.slot:
-            rank.give_up_expectations()  # their bits must not meet the next owner of the slot
+            self._expectations.give_up(rank.slot)  # their bits must not meet the next owner of the slot
             rank.slot = stream.slot
         self._dirty.add(rank.target.worker.model_id)
         if stream.state is StreamState.UNTRUSTED and rank.resync is None:
@@ -431,9 +427,6 @@ class KvIndex:
         rank = self._by_stream.get(stream)
         if rank is None:
             return
-        for expectation in list(rank.expectations):
-            if self.tree.holds(stream.slot, expectation.keys[-1]):
-                expectation.end()
         if stream.state is not StreamState.REPAIRING:
             rank.lag_secs = max(0.0, self._wall_clock() - ts)
 
@@ -495,9 +488,7 @@ class KvIndex:
         known.share()
         if not keys or self.tree.holds(slot, keys[-1]):
             return None
-        made = Expectation(self.tree, slot, keys, ttl_secs=self._expect_ttl_secs, done=rank.expectations.discard)
-        rank.expectations.add(made)
-        return made
+        return self._expectations.make(slot, keys)
 
     def memory_bytes(self) -> int:
         """Bytes the blocks take, reckoned from the sizes of the tables: every block held twice counts twice."""
@@ -527,7 +518,7 @@ class KvIndex:
                 page_size=rank.stream.hasher.page_size,
                 bigram=rank.stream.hasher.bigram,
                 blocks={tier.value: count for tier, count in rank.stream.held.items() if count},
-                expected_blocks=len({key for expectation in rank.expectations for key in expectation.keys}),
+                expected_blocks=self._expectations.blocks(rank.slot),
                 lag_secs=rank.lag_secs,
                 agreement=rank.agreement,
                 stream=rank.stream,

@@ -9,12 +9,14 @@ synchronous, no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sortedcontainers import SortedList
 
+from .expected import ExpectedBlocks
 from .table import WORD_BITS, HolderTable, Words, as_keys
 from .wire import EngineHash, Tier
 
@@ -31,14 +33,14 @@ _FEW = 48
 class BlockTree:
     """Holders of every block, by tier. Slots are small integers handed out by `acquire`."""
 
-    __slots__ = ("_expected", "_expected_again", "_free", "_held", "_next", "_retired")
+    __slots__ = ("_expected", "_free", "_held", "_next", "_retired", "awaited", "stored")
 
     def __init__(self) -> None:
         self._held = HolderTable(len(Tier), bits=16)
-        # Blocks that a dispatched request will make a slot hold: no tier, never counted as held.
-        self._expected = HolderTable(1, bits=12)
-        # How many requests beyond the first expect a (slot, key).
-        self._expected_again: dict[tuple[int, int], int] = {}
+        self._expected = ExpectedBlocks()
+        # Blocks whose being stored somebody waits for, and who is told then: the slot, and all that was stored with it.
+        self.awaited: dict[int, Any] = {}
+        self.stored: Callable[[int, Sequence[int]], None] = lambda slot, keys: None
         self._free: SortedList[int] = SortedList()
         self._next = 0
         self._retired: deque[tuple[int, dict[EngineHash, int]]] = deque()
@@ -74,7 +76,10 @@ class BlockTree:
     def store(self, slot: int, tier: Tier, keys: Sequence[int]) -> int:
         """Mark `slot` as holding each of the keys, which are distinct, in `tier`. Returns how many it did not hold
         there before."""
-        return self._held.store(_KINDS[tier], slot, keys)
+        added = self._held.store(_KINDS[tier], slot, keys)
+        if self.awaited and not self.awaited.keys().isdisjoint(keys):
+            self.stored(slot, keys)
+        return added
 
     def remove(self, slot: int, tier: Tier, key: int) -> bool:
         """Forget one holding. False where the slot did not hold the key in that tier."""
@@ -86,39 +91,16 @@ class BlockTree:
 
     def expect(self, slot: int, keys: Sequence[int]) -> None:
         """One more request will make `slot` hold the keys, which are distinct: `unexpect` the same ones once."""
-        more = self._expected_again
-        if self._expected.counts[0]:
-            again = self._expected.held(0, slot, keys)
-            if again.any():
-                fresh = []
-                for key, known in zip(keys, again.tolist(), strict=True):
-                    if known:
-                        more[slot, key] = more.get((slot, key), 0) + 1
-                    else:
-                        fresh.append(key)
-                keys = fresh
-        self._expected.store(0, slot, keys)
+        self._expected.add(slot, keys)
 
     def unexpect(self, slot: int, keys: Sequence[int]) -> None:
         """Take back what one `expect` marked; what another request expects too stays marked."""
-        more = self._expected_again
-        if more:
-            last = []
-            for key in keys:
-                others = more.get((slot, key), 0)
-                if others > 1:
-                    more[slot, key] = others - 1
-                elif others:
-                    del more[slot, key]
-                else:
-                    last.append(key)
-            keys = last
-        self._expected.discard_many(0, slot, keys)
+        self._expected.take(slot, keys)
 
     @property
     def expects(self) -> int:
         """Blocks that some slot is expected to hold."""
-        return self._expected.counts[0]
+        return len(self._expected.masks)
 
     def holds(self, slot: int, key: int, tier: Tier | None = None) -> bool:
         """Whether the slot holds the key in `tier`, or in any."""
@@ -151,18 +133,19 @@ class BlockTree:
 
     def walk(self, slots: int) -> PrefixWalk:
         """Start matching a prompt against the slots whose bits are set in `slots`."""
-        return PrefixWalk(self._held, self._expected, slots)
+        return PrefixWalk(self._held, self._expected.masks, slots)
 
 
 class _Lane:
-    """One word of slots on its walk. Each mask is a subset of the next: a slot leaves one where its run of such
-    blocks ends."""
+    """One word of slots on its walk. `device` and `held` are slots whose run of such blocks goes on, the first a subset
+    of the second; `soon` are others, whose run goes on if what is expected counts."""
 
-    __slots__ = ("alive", "device", "held", "word")
+    __slots__ = ("device", "held", "soon", "word")
 
     def __init__(self, word: int, slots: int) -> None:
         self.word = word
-        self.device = self.held = self.alive = slots
+        self.device = self.held = slots
+        self.soon = 0
 
 
 class PrefixWalk:
@@ -184,11 +167,11 @@ class PrefixWalk:
         "expected_depth",
     )
 
-    def __init__(self, held: HolderTable, expected: HolderTable, slots: int) -> None:
+    def __init__(self, held: HolderTable, expected: dict[int, int], slots: int) -> None:
         self._held = held
         self._expected = expected
+        self._soon = bool(expected)  # decided once: the walk may be interrupted
         self._others = [kind for kind, count in enumerate(held.counts) if count and kind != _DEVICE]
-        self._soon = expected.counts[0] > 0
         self._lanes: list[_Lane] = []
         word = 0
         while slots:
@@ -204,68 +187,83 @@ class PrefixWalk:
 
     def feed(self, keys: Sequence[int] | Words) -> bool:
         """Walk on. False once no slot holds the next block: the rest of the prompt need not be hashed."""
-        count, walked = len(keys), self._walked
-        if not self._lanes or not count:
-            return bool(self._lanes)
-        if not self._others and count * len(self._lanes) < _FEW:
-            return self._feed_few(keys)
-        wanted = as_keys(keys)
-        found = self._held.lookup(wanted)
-        soon = None
-        going: list[_Lane] = []
+        lanes, count = self._lanes, len(keys)
+        if not lanes or not count:
+            return bool(lanes)
+        few = not self._others and count * len(lanes) < _FEW
+        carried = [(lane, lane.soon, 0, False) for lane in lanes if lane.soon]
+        ended = self._feed_few(keys) if few else self._feed_many(keys)
+        if carried or (ended and self._soon):
+            plain = keys if not isinstance(keys, np.ndarray) else keys.tolist()
+            for lane, _, _, _ in carried:
+                lane.soon = 0
+            for lane, slots, start, unheld in carried + ended:
+                lane.soon |= self._follow(lane.word, slots, plain, start, unheld)
+        self._walked += count
+        self._lanes = [lane for lane in lanes if lane.held or lane.soon]
+        return bool(self._lanes)
+
+    def _feed_many(self, keys: Sequence[int] | Words) -> _Ended:
+        found = self._held.lookup(as_keys(keys))
+        count, walked, ended = len(keys), self._walked, []
         for lane in self._lanes:
+            if not lane.held:
+                continue
             word = lane.word
-            device = held = found.leading(self._held.column(_DEVICE, word)) if lane.held else None
-            if lane.held and self._others:
+            device = held = found.leading(self._held.column(_DEVICE, word))
+            if self._others:
                 for kind in self._others:
                     other = found.leading(self._held.column(kind, word))
                     if other is not None:
                         held = other if held is None else held | other
-                if lane.device:
-                    lane.device = _narrow(lane.device, device, count, word, walked, self.device_depth)
-            if lane.held:
-                lane.held = _narrow(lane.held, held, count, word, walked, self.depth)
-            if not self._soon:
-                lane.alive = lane.held
-            elif lane.held != lane.alive:
-                soon = self._expected.lookup(wanted) if soon is None else soon
-                union = soon.all(self._expected.column(0, word))
-                if held is not None:
-                    union[: len(held)] |= held
-                lane.alive = _narrow(lane.alive, union, count, word, walked, self.expected_depth)
-            if lane.alive:
-                going.append(lane)
-        self._walked = walked + count
-        self._lanes = going
-        return bool(going)
+                for slots, at in _narrowed(lane.device, device, count):
+                    _settle(self.device_depth, slots, word, walked + at)
+                    lane.device ^= slots
+            for slots, at in _narrowed(lane.held, held, count):
+                _settle(self.depth, slots, word, walked + at)
+                lane.held ^= slots
+                ended.append((lane, slots, at, True))
+        return ended
 
-    def _feed_few(self, keys: Sequence[int] | Words) -> bool:
+    def _feed_few(self, keys: Sequence[int] | Words) -> _Ended:
         """The same for few keys, one by one: then numpy's calls cost more than they save."""
-        find, soon, walked = self._held.find, self._soon, self._walked
-        lanes = self._lanes
-        for key in keys if not isinstance(keys, np.ndarray) else keys.tolist():
+        find, walked, ended = self._held.find, self._walked, []
+        lanes = [(lane, self._held.column(_DEVICE, lane.word)) for lane in self._lanes if lane.held]
+        for at, key in enumerate(keys if not isinstance(keys, np.ndarray) else keys.tolist()):
             space, row = find(key)
-            for lane in lanes:
-                word = lane.word
-                held = space.mask(self._held.column(_DEVICE, word), row) if row >= 0 else 0
+            going = False
+            for lane, column in lanes:
                 before = lane.held
-                if before & held != before:
-                    _settle(self.depth, before & ~held, word, walked)
-                    lane.held = before & held
-                if not soon:
-                    lane.alive = lane.held
-                elif lane.alive != lane.held:
-                    going = lane.alive & (held | self._expected.mask(0, word, key))
-                    if going != lane.alive:
-                        _settle(self.expected_depth, lane.alive & ~going, word, walked)
-                        lane.alive = going
-            if not all(lane.alive for lane in lanes):
-                lanes = self._lanes = [lane for lane in lanes if lane.alive]
-                if not lanes:
+                lane.held = before & space.mask(column, row) if row >= 0 else 0
+                if lane.held != before:
+                    lost = before ^ lane.held
+                    _settle(self.depth, lost, lane.word, walked + at)
+                    ended.append((lane, lost, at, True))
+                going = going or lane.held != 0
+            if not going:
+                break
+        return ended
+
+    def _follow(self, word: int, slots: int, keys: Sequence[int], start: int, unheld: bool) -> int:
+        """Walk slots on that do not hold what is before `keys[start]`, by what they hold or are expected to. Returns
+        those that come to the end. `unheld`: none of them holds the first of these keys."""
+        expected, shift, walked = self._expected, word * WORD_BITS, self._walked
+        for at in range(start, len(keys)):
+            going = slots & (expected.get(keys[at], 0) >> shift)
+            if going != slots and not (unheld and at == start):
+                going |= slots & self._any_tier(word, keys[at])
+            if going != slots:
+                _settle(self.expected_depth, slots & ~going, word, walked + at)
+                slots = going
+                if not slots:
                     break
-            walked += 1
-        self._walked = walked
-        return bool(lanes)
+        return slots
+
+    def _any_tier(self, word: int, key: int) -> int:
+        held = self._held.mask(_DEVICE, word, key)
+        for kind in self._others:
+            held |= self._held.mask(kind, word, key)
+        return held
 
     def finish(self) -> None:
         """The prompt's blocks are all fed, or `feed` returned False."""
@@ -274,13 +272,17 @@ class PrefixWalk:
             if self._others:
                 _settle(self.device_depth, lane.device, lane.word, self._walked)
             if self._soon:
-                _settle(self.expected_depth, lane.alive, lane.word, self._walked)
+                _settle(self.expected_depth, lane.held | lane.soon, lane.word, self._walked)
         self._lanes = []
 
 
-def _narrow(alive: int, masks: Words | None, count: int, word: int, walked: int, into: dict[int, int]) -> int:
-    """Of the slots in `alive`, those with a bit in each of `count` masks (missing ones are 0). The others' depths are
-    settled. Where nothing changes this is one reduction."""
+_Ended = list[tuple[_Lane, int, int, bool]]
+
+
+def _narrowed(alive: int, masks: Words | None, count: int) -> list[tuple[int, int]]:
+    """Which of the slots in `alive` lack a bit in one of `count` masks (missing ones are 0), and in which first. Where
+    nothing changes this is one reduction."""
+    lost: list[tuple[int, int]] = []
     known = 0 if masks is None else len(masks)
     if masks is not None and known and int(np.bitwise_and.reduce(masks)) & alive != alive:
         running = np.bitwise_and.accumulate(masks)
@@ -289,12 +291,11 @@ def _narrow(alive: int, masks: Words | None, count: int, word: int, walked: int,
         if int(running[0]) != alive:
             changes = np.concatenate(([0], changes))
         for at, left in zip(changes.tolist(), running[changes].tolist(), strict=True):
-            _settle(into, alive ^ left, word, walked + at)
+            lost.append((alive ^ left, at))
             alive = left
     if known < count and alive:
-        _settle(into, alive, word, walked + known)
-        return 0
-    return alive
+        lost.append((alive, known))
+    return lost
 
 
 def _settle(into: dict[int, int], slots: int, word: int, depth: int) -> None:
