@@ -486,9 +486,9 @@ class KvIndex:
             held = 0
         keys = known.slice(held, held + _MAX_EXPECTED_BLOCKS)
         known.share()
-        if not keys or self.tree.holds(slot, keys[-1]):
+        if not keys or (not held and self.tree.holds(slot, keys[-1])):
             return None
-        return self._expectations.make(slot, keys)
+        return self._expectations.make(slot, keys.tolist())
 
     def memory_bytes(self) -> int:
         """Bytes the blocks take, reckoned from the sizes of the tables: every block held twice counts twice."""

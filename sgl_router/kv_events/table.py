@@ -11,7 +11,7 @@ are no keys, nobody holds them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -114,6 +114,25 @@ class HolderTable:
         """Holders of the key in that word."""
         space, row = self.find(key)
         return space.mask(self.column(kind, word), row) if row >= 0 else 0
+
+    def narrow(self, kind: int, word: int, alive: int, keys: Iterable[int]) -> list[tuple[int, int]]:
+        """Which of the holders in `alive` lack one of the keys, and at which position first. Key by key: for tens of
+        keys that is quicker than any number of numpy calls."""
+        number, space, lost = self.column(kind, word), self._new, []
+        names, cells, shift = space.names, space.cells.get(number), space.shift
+        for at, key in enumerate(keys):
+            row = (key >> shift) * BUCKET
+            if names[row] == key and cells is not None:
+                mask = cells[row]
+            else:
+                where, row = self.find(key)
+                mask = where.mask(number, row) if row >= 0 else 0
+            if alive & mask != alive:
+                lost.append((alive & ~mask, at))
+                alive &= mask
+                if not alive:
+                    break
+        return lost
 
     def holds(self, kind: int, slot: int, key: int) -> bool:
         space, row = self.find(key)

@@ -26,8 +26,9 @@ _KINDS = {tier: position for position, tier in enumerate(Tier)}
 _DEVICE = _KINDS[Tier.GPU]
 _WORD_MASK = (1 << WORD_BITS) - 1
 _BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
+_TIERS = range(len(Tier))
 # Keys times words up to which a piece is walked key by key.
-_FEW = 48
+_FEW = 160
 
 
 class BlockTree:
@@ -65,7 +66,7 @@ class BlockTree:
             slot, blocks = self._retired[0]
             keys = list({blocks.popitem()[1] for _ in range(min(budget, len(blocks)))})
             budget -= max(len(keys), 1)
-            for kind in range(len(Tier)):
+            for kind in _TIERS:
                 if self._held.counts[kind]:
                     self._held.discard_many(kind, slot, keys)
             if not blocks:
@@ -106,7 +107,8 @@ class BlockTree:
         """Whether the slot holds the key in `tier`, or in any."""
         if tier is not None:
             return self._held.holds(_KINDS[tier], slot, key)
-        return any(self._held.holds(kind, slot, key) for kind in range(len(Tier)) if self._held.counts[kind])
+        held = self._held
+        return any(held.counts[kind] and held.holds(kind, slot, key) for kind in _TIERS)
 
     def holdings(self, slot: int) -> Iterator[tuple[int, Tier]]:
         """Every (key, tier) the slot holds. Walks the whole tree: for tests and snapshots, not for requests."""
@@ -118,7 +120,7 @@ class BlockTree:
         """For each key, the tiers the slot holds it in: bit i stands for the i-th Tier."""
         found: npt.NDArray[np.uint8] = np.zeros(len(keys), dtype=np.uint8)
         wanted = as_keys(keys)
-        for kind in range(len(Tier)):
+        for kind in _TIERS:
             if self._held.counts[kind]:
                 found |= self._held.held(kind, slot, wanted).astype(np.uint8) << kind
         return found.tobytes()
@@ -226,22 +228,14 @@ class PrefixWalk:
         return ended
 
     def _feed_few(self, keys: Sequence[int] | Words) -> _Ended:
-        """The same for few keys, one by one: then numpy's calls cost more than they save."""
-        find, walked, ended = self._held.find, self._walked, []
-        lanes = [(lane, self._held.column(_DEVICE, lane.word)) for lane in self._lanes if lane.held]
-        for at, key in enumerate(keys if not isinstance(keys, np.ndarray) else keys.tolist()):
-            space, row = find(key)
-            going = False
-            for lane, column in lanes:
-                before = lane.held
-                lane.held = before & space.mask(column, row) if row >= 0 else 0
-                if lane.held != before:
-                    lost = before ^ lane.held
-                    _settle(self.depth, lost, lane.word, walked + at)
-                    ended.append((lane, lost, at, True))
-                going = going or lane.held != 0
-            if not going:
-                break
+        """The same for few keys: then numpy's calls cost more than they save."""
+        walked, ended = self._walked, []
+        plain = keys if not isinstance(keys, np.ndarray) else keys.tolist()
+        for lane in self._lanes:
+            for slots, at in self._held.narrow(_DEVICE, lane.word, lane.held, plain) if lane.held else ():
+                _settle(self.depth, slots, lane.word, walked + at)
+                lane.held ^= slots
+                ended.append((lane, slots, at, True))
         return ended
 
     def _follow(self, word: int, slots: int, keys: Sequence[int], start: int, unheld: bool) -> int:
