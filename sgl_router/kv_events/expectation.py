@@ -15,7 +15,7 @@ from .tree import BlockTree
 __all__ = ["Expectation", "Expectations"]
 
 # Prompt blocks leave the engine right after their prefill; a first byte means that prefill is done.
-AFTER_FIRST_BYTE_SECS = 1.0
+AFTER_FIRST_BYTE_SECS = 0.3
 # Their time is looked at this often: thousands of timers a second would cost more than they are worth.
 _SWEEP_SECS = 0.1
 

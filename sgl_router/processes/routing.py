@@ -67,6 +67,7 @@ class _Unloaded:
 
     def __init__(self) -> None:
         self.max_model_len: int | None = None
+        self.prompt_counts = None
 
     def close(self) -> None: ...
 

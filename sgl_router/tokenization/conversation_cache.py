@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from xxhash import xxh3_64_intdigest
 
 from sgl_router.prompt import SharedPrefix
 
@@ -24,23 +27,37 @@ _MAX_ROOTS = 8
 _PROTECTED_SHARE = 0.8
 # A single piece larger than this share of the bound is encoded each time rather than kept.
 _LARGEST_SHARE = 0.25
+_LONG_CHARS = 1_024
+# No client can aim for equal names.
+_SECRET = secrets.randbits(64)
 
 
 class Node:
     """One piece of text after its parent's; `ids` are this piece's own, `shared` counts those of the whole path."""
 
-    __slots__ = ("bytes", "children", "ids", "kept", "key_bytes", "parent", "piece", "protected", "shared")
+    __slots__ = ("bytes", "children", "ids", "kept", "key_bytes", "name", "parent", "piece", "protected", "shared")
 
     def __init__(self, parent: Node | None, piece: str, ids: bytes) -> None:
         self.parent = parent
         self.piece = piece
+        self.name = _name(piece)
         self.ids = ids
-        self.children: dict[str, Node] | None = None
+        self.children: dict[str | int, Node] | None = None
         self.shared: SharedPrefix = SharedPrefix((0 if parent is None else parent.shared.tokens) + len(ids) // 4)
         self.bytes = _NODE_BYTES + sys.getsizeof(piece) + len(ids)
         self.key_bytes = 0
         self.protected = False
         self.kept = True
+
+
+def _name(piece: str) -> str | int:
+    """What a piece is looked up by. Python's hash of a long text takes ten times as long as this one."""
+    return piece if len(piece) < _LONG_CHARS else xxh3_64_intdigest(piece.encode("utf-8", "surrogatepass"), _SECRET)
+
+
+def _child(node: Node, piece: str) -> Node | None:
+    child = None if node.children is None else node.children.get(_name(piece))
+    return child if child is not None and child.piece == piece else None
 
 
 class Walk(NamedTuple):
@@ -88,7 +105,7 @@ class ConversationCache:
                 continue
             pending = ""
             if searching:
-                child = None if node.children is None else node.children.get(piece)
+                child = _child(node, piece)
                 if child is not None:
                     node = child
                     path.append(child)
@@ -120,7 +137,7 @@ class ConversationCache:
         for piece, ids in zip(walk.new, encoded, strict=True):
             if not parent.kept:
                 break
-            child = None if parent.children is None else parent.children.get(piece)
+            child = _child(parent, piece)
             if child is None:
                 child = self._add(parent, piece, ids)
                 if child is None:
@@ -169,7 +186,9 @@ class ConversationCache:
                 return None
         if parent.children is None:
             parent.children = {}
-        parent.children[piece] = node
+        if node.name in parent.children:
+            return None  # another text has this name: once in 2**64
+        parent.children[node.name] = node
         self._probation[node] = None
         self.bytes += node.bytes
         return node
@@ -180,7 +199,7 @@ class ConversationCache:
     def _evict(self, node: Node) -> None:
         parent = node.parent
         if parent is not None and parent.children is not None:
-            del parent.children[node.piece]
+            del parent.children[node.name]
             if not parent.children:
                 parent.children = None
         pending = [node]

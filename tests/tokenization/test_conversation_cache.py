@@ -193,7 +193,7 @@ def test_the_bound_holds_and_the_books_balance(bound: int, prompts: list[tuple[l
         for node in nodes:
             assert node.parent is not None
             assert node.parent.children is not None
-            assert node.parent.children[node.piece] is node
+            assert node.parent.children[node.name] is node
             assert node.parent is cache._root or node.parent.kept
         if shared is not None:
             assert shared.tokens <= len(pieces)
