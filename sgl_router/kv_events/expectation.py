@@ -7,6 +7,7 @@ it is never counted as held, and it ends when the worker's events arrive, the re
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -68,10 +69,9 @@ class Expectations:
         made = Expectation(self, self._tree, slot, keys)
         self._by_slot.setdefault(slot, {})[made] = None
         self._tree.awaited.setdefault(keys[-1], []).append(made)
-        loop = asyncio.get_running_loop()
-        self._first.append((loop.time() + self._ttl_secs, made))
+        self._first.append((time.monotonic() + self._ttl_secs, made))
         if self._timer is None:
-            self._timer = loop.call_later(_SWEEP_SECS, self._sweep)
+            self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECS, self._sweep)
         return made
 
     def blocks(self, slot: int) -> int:
@@ -84,7 +84,7 @@ class Expectations:
             expectation.end()
 
     def soon_over(self, expectation: Expectation) -> None:
-        self._computed.append((asyncio.get_running_loop().time() + AFTER_FIRST_BYTE_SECS, expectation))
+        self._computed.append((time.monotonic() + AFTER_FIRST_BYTE_SECS, expectation))
 
     def forget(self, expectation: Expectation) -> None:
         of_slot = self._by_slot[expectation.slot]
@@ -111,10 +111,9 @@ class Expectations:
                     expectation.end()
 
     def _sweep(self) -> None:
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = time.monotonic()
         for queue in (self._first, self._computed):
             while queue and (queue[0][0] <= now or queue[0][1].over):
                 queue.popleft()[1].end()
         more = self._first or self._computed
-        self._timer = loop.call_later(_SWEEP_SECS, self._sweep) if more else None
+        self._timer = asyncio.get_running_loop().call_later(_SWEEP_SECS, self._sweep) if more else None
