@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 PIECE_TOKENS = 4_096
 PIECE_BLOCKS = 512
 SWEEP_BLOCKS = 512
+_MOST_BUDGETS = 10
 
 
 class FrameSource(Protocol):
@@ -82,7 +83,9 @@ class Feed:
 
 class EventPump:
     """Round robin over feeds with something to do. A turn ends after `turn_budget_secs`, whatever is waiting, and the
-    next one is queued behind everything else on the loop: no burst starves requests, no worker starves another."""
+    next one is queued behind everything else on the loop: no burst starves requests, no worker starves another. Where
+    events are left waiting, the next turn may take as long as everything else took since, up to ten budgets: so
+    requests do not starve the events either."""
 
     def __init__(
         self,
@@ -106,6 +109,8 @@ class EventPump:
         """Called once a turn, told whether events are waiting: a bounded piece of upkeep, True while more is to do."""
         self._ready: deque[Feed] = deque()
         self._scheduled = False
+        # When the last turn ended, where it left events waiting.
+        self._behind_since: float | None = None
 
     def wake(self, feed: Feed) -> None:
         """`feed` may have frames waiting."""
@@ -145,7 +150,10 @@ class EventPump:
 
     def run_once(self) -> bool:
         """One turn. True while work remains."""
-        deadline = self._clock() + self._budget
+        now = self._clock()
+        # Behind, the pump may take as long as everything else did since: half the time, however long the turns are.
+        others = now - self._behind_since if self._behind_since is not None else 0.0
+        deadline = now + max(self._budget, min(others, _MOST_BUDGETS * self._budget))
         while self._ready:
             feed = self._ready.popleft()
             if self._advance(feed):
@@ -159,7 +167,9 @@ class EventPump:
         while remains and self._clock() < deadline:
             remains = self._tree.sweep(SWEEP_BLOCKS)
         busy = bool(self._ready)
-        return self.chore(busy) or remains or busy
+        more = self.chore(busy) or remains
+        self._behind_since = self._clock() if busy else None
+        return more or busy
 
     def _turn(self) -> None:
         self._scheduled = False

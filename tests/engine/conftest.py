@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -30,9 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--engine-model", help="the model name they serve (default: what the first one says)")
     group.addoption("--engine-tokenizer", help="tokenizer folder or hub id (default: what the first one says)")
     group.addoption("--engine-api-key-env", help="environment variable that holds their --api-key")
+    group.addoption(
+        "--server", action="append", default=[], metavar="KEY=VALUE", help="a key of the router's section `server`"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for setting in config.getoption("--server"):
+        key, _, value = setting.partition("=")
+        Router.server[key] = yaml.safe_load(value)
     config.addinivalue_line("markers", "own_workers(reason): needs workers that the lane started itself")
     config.stash[_LEFT_OUT], config.stash[_NUMBERS] = [], []
     if len(config.getoption("--engine-url")) == 1:

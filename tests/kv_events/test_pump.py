@@ -185,3 +185,23 @@ async def test_an_end_marker_on_the_live_stream_resets_the_rank(make_rig) -> Non
     assert [feed.stream.blocks_held for feed in rig.feeds] == [0, 3]
     assert rig.outcomes == [(FrameOutcome.RESTART, 0)]
     assert rig.feeds[0].stream.expected is None
+
+
+async def test_events_left_waiting_get_as_long_as_everything_else_took(make_rig) -> None:
+    rig = make_rig(streams=1)
+    for number in range(200):
+        rig.queue().put(chain(1, start=number, parent=number or None))
+    rig.wake()
+    rig.clock.step = 0.25
+
+    def applied_in_a_turn() -> int:
+        before = rig.feeds[0].stream.blocks_held
+        assert rig.pump.run_once()
+        return rig.feeds[0].stream.blocks_held - before
+
+    usual = applied_in_a_turn()
+    assert applied_in_a_turn() <= usual + 1, "nothing else took long"
+    rig.clock.now += 4.0
+    assert applied_in_a_turn() >= 3 * usual
+    rig.clock.now += 1_000.0
+    assert 8 * usual <= applied_in_a_turn() <= 12 * usual, "ten budgets at most"

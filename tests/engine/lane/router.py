@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from kit.client import Reply, Stream, call
@@ -27,6 +27,9 @@ BREAKER_COOL_DOWN_SECS = 2.0
 
 class Router:
     """`python -m sgl_router --config FILE` in front of the given workers."""
+
+    server: ClassVar[dict[str, Any]] = {}
+    """What the lane was asked to set in the section `server`: another front, more processes."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Router:
                 "port": self._ports.http,
                 "shutdown_drain_secs": 0.1,
                 "shutdown_grace_secs": 5,
+                **self.server,
             },
             "models": [
                 {
