@@ -17,11 +17,12 @@ import argparse
 import asyncio
 import gc
 import hashlib
+import itertools
 import logging
 import random
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -75,6 +76,7 @@ class Rig(NamedTuple):
     targets: list[Target]
     page: int
     rng: np.random.Generator
+    numbers: Iterator[int]
 
     async def decide(self, body: bytes) -> tuple[dict[str, float], dict[str, float], Any, Any]:
         """One decision; seconds of wall and processor time by step."""
@@ -97,6 +99,9 @@ class Rig(NamedTuple):
         wall["all"], cpu["all"] = walls[-1] - walls[0], cpus[-1] - cpus[0]
         expected = self.index.expect(decision.target, prompt)
         lap()
+        # As a finished request leaves it: whoever has been chosen is not chosen again at once.
+        decision.target.processed += 1
+        decision.target.last_selected = next(self.numbers)
         if expected is not None:
             expected.end()
         lap()
@@ -120,7 +125,7 @@ def build(workers: int, page: int, background: int) -> Rig:
     for number in range(background // PIECE):
         index.store(targets[number % workers], root_tokens(rng, PIECE * page, number), page, rng)
     policy = CacheAwareZmq(random.Random(1), cache_threshold=0.5, balance_abs_threshold=32, balance_rel_threshold=1.1)
-    return Rig(tokenizer, index, policy, targets, page, rng)
+    return Rig(tokenizer, index, policy, targets, page, rng, itertools.count(1))
 
 
 class Floor:

@@ -17,6 +17,7 @@ from sgl_router.kv_events.hashing import DEFAULT_NAMESPACE
 from sgl_router.kv_events.index import _FIRST_PIECE_BLOCKS, _PIECE_BLOCKS, _PIECE_GROWTH
 from sgl_router.kv_events.prompt_keys import PromptKeys
 from sgl_router.kv_events.pump import _pieces
+from sgl_router.kv_events.walk import by_slot
 from sgl_router.kv_events.wire import BlockStored, decode_batch, decode_frame
 from sgl_router.prompt import Prompt
 
@@ -125,8 +126,7 @@ class Prompts:
         start, piece = 0, _FIRST_PIECE_BLOCKS
         while start < keys.blocks and walk.feed(keys.slice(start, start + piece)):
             start, piece = start + piece, min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
-        walk.finish()
-        return walk.depth
+        return by_slot(walk.finish().held)
 
 
 def match_once(prompts: Prompts, rounds: int) -> dict[str, float]:
@@ -147,14 +147,14 @@ def match_once(prompts: Prompts, rounds: int) -> dict[str, float]:
         for first in range(0, len(ready), _PIECE_BLOCKS):
             if not walk.feed(ready[first : first + _PIECE_BLOCKS]):
                 break
-        walk.finish()
+        depths = walk.finish()
         walked.append(clock() - start)
         # Another prompt, or the walk before would have brought its blocks into the processor's caches.
         ids = prompts.ids[(number + len(prompts.ids) // 2) % len(prompts.ids)]
         start = clock()
         depth = prompts.match(ids)
         matched.append(clock() - start)
-        if depth != prompts.expected or walk.depth != depth:
+        if depth != prompts.expected or by_slot(depths.held) != depth:
             raise RuntimeError("a wrong match")
     return {
         f"{name}{q}": quantile(values, q / 100) * 1e6

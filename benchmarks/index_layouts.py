@@ -23,7 +23,7 @@ from index_memory import resident, trim
 from index_work import median, table
 
 from sgl_router.kv_events.table import HolderTable
-from sgl_router.kv_events.tree import PrefixWalk
+from sgl_router.kv_events.walk import PrefixWalk, by_slot
 
 PIECE = 512
 PROMPTS = 16
@@ -131,7 +131,6 @@ class Table:
 
     def __init__(self) -> None:
         self.table = HolderTable(4, bits=16)
-        self.expected = HolderTable(1)
 
     def keys(self, keys: list[int]) -> array[int]:
         return array("Q", keys)
@@ -143,12 +142,11 @@ class Table:
         self.table.discard_many(0, slot, keys)
 
     def match(self, keys: array[int], workers: int) -> dict[int, int]:
-        walk = PrefixWalk(self.table, self.expected, (1 << workers) - 1)
+        walk = PrefixWalk(self.table, {}, (1 << workers) - 1)
         start, piece = 0, 32
         while start < len(keys) and walk.feed(keys[start : start + piece]):
             start, piece = start + piece, min(piece * 4, 2048)
-        walk.finish()
-        return walk.depth
+        return by_slot(walk.finish().held)
 
 
 LAYOUTS: dict[str, Callable[[], Layout]] = {

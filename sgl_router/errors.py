@@ -13,6 +13,9 @@ __all__ = [
     "MethodNotAllowed",
     "ModelNotFound",
     "NoHealthyWorkers",
+    "NotAvailable",
+    "QueueFull",
+    "QueueTimeout",
     "RouteNotFound",
     "RouterError",
     "RoutingAway",
@@ -40,6 +43,9 @@ class ErrorCode(str, Enum):
     NO_HEALTHY_WORKERS = "no_healthy_workers"
     SNAPSHOT_BUSY = "snapshot_busy"
     ROUTING_AWAY = "routing_away"
+    QUEUE_FULL = "queue_full"
+    QUEUE_TIMEOUT = "queue_timeout"
+    NOT_AVAILABLE = "not_available"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -48,6 +54,8 @@ class RouterError(Exception):
 
     code = ErrorCode.INTERNAL_ERROR
     status = 500
+    retry_after: int | None = None
+    """Seconds after which the same request may do better."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -100,13 +108,39 @@ class StaleRequestExpired(RouterError):
 
 
 class NoHealthyWorkers(RouterError):
-    code, status = ErrorCode.NO_HEALTHY_WORKERS, 503
+    code, status, retry_after = ErrorCode.NO_HEALTHY_WORKERS, 503, 1
+
+
+class QueueFull(RouterError):
+    """As many requests wait for a worker as may."""
+
+    code, status = ErrorCode.QUEUE_FULL, 429
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueTimeout(RouterError):
+    """Waited for a worker for as long as a request may."""
+
+    code, status = ErrorCode.QUEUE_TIMEOUT, 503
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class RoutingAway(RouterError):
     """Only the routing process could answer this, and it is being restarted."""
 
-    code, status = ErrorCode.ROUTING_AWAY, 503
+    code, status, retry_after = ErrorCode.ROUTING_AWAY, 503, 1
+
+
+class NotAvailable(RouterError):
+    """This router, as it is configured, cannot do that."""
+
+    code, status = ErrorCode.NOT_AVAILABLE, 501
 
 
 class SnapshotBusy(RouterError):
@@ -119,7 +153,7 @@ class InternalError(RouterError):
     code, status = ErrorCode.INTERNAL_ERROR, 500
 
 
-_TYPES = {404: "not_found_error", 503: "service_unavailable_error"}
+_TYPES = {404: "not_found_error", 429: "rate_limit_error", 503: "service_unavailable_error"}
 
 
 def error_type(status: int) -> str:

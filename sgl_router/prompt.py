@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BlockKeys", "Prompt", "SharedPrefix", "TokenIds"]
+__all__ = ["BlockKeys", "Prompt", "SharedKeys", "SharedPrefix", "TokenIds"]
 
 TokenIds = npt.NDArray[np.uint32]
+
+
+class SharedKeys(array):  # type: ignore[type-arg]
+    """Block keys, and where the index found them last: it looks there first."""
+
+    seen: Any = None
 
 
 class SharedPrefix:
@@ -27,14 +34,17 @@ class SharedPrefix:
 
 
 class BlockKeys:
-    """A prompt's leading block keys under one root, as far as computed, and how many of the blocks each slot of the
-    index held when it was asked."""
+    """A prompt's leading block keys under one root, as far as computed. What the index said when it was asked: `held`
+    is which slots held how many blocks (`kv_events.walk.Levels`), `whole` that all keys are there that matter, `seen`
+    where it found them before (`kv_events.lookup.Seen`)."""
 
-    __slots__ = ("computed", "depths")
+    __slots__ = ("computed", "held", "seen", "whole")
 
     def __init__(self, computed: array[int]) -> None:
         self.computed = computed
-        self.depths: dict[int, int] = {}
+        self.held: dict[int, int] = {}
+        self.whole = False
+        self.seen: Any = None
 
 
 class Prompt:

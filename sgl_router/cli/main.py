@@ -15,6 +15,7 @@ _EPILOG = """examples:
   sgl-router --config config.yaml --check   validate it and exit (status 2 if it is wrong)
   sgl-router demo --drive                   mock workers, a router and a short workload, nothing else needed
   sgl-router simulate --trace trace.jsonl   compare policies on recorded traffic, without workers
+  sgl-router replay --trace trace.jsonl     send it to a running router, or to another server (--url)
 """
 
 
@@ -34,8 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .simulate import run_simulate
 
         return run_simulate(options)
+    if options.command == "replay":
+        from .replay import run_replay_command
+
+        return run_replay_command(options)
     if options.config is None:
-        parser.error("--config FILE is required (or a command: demo, mock-worker, simulate)")
+        parser.error("--config FILE is required (or a command: demo, mock-worker, simulate, replay)")
     from .serve import check, serve
 
     return check(options.config) if options.check else serve(options.config)
@@ -62,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     from .simulate import add_arguments as add_simulate_arguments
 
     add_simulate_arguments(simulation)
+    from .replay import DESCRIPTION
+    from .replay import add_arguments as add_replay_arguments
+
+    replay = commands.add_parser(
+        "replay",
+        help="a trace sent as real requests, to a router or any OpenAI-compatible server",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_replay_arguments(replay)
     return parser
 
 
@@ -73,7 +88,7 @@ def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=_count, default=4, metavar="N", help="with --drive (default 4)")
     parser.add_argument(
         "--policy",
-        choices=("cache_aware_zmq", "round_robin", "random", "power_of_two"),
+        choices=("cache_aware_zmq", "kv_cost", "round_robin", "random", "power_of_two"),
         default="cache_aware_zmq",
         help="the router's policy (default cache_aware_zmq)",
     )

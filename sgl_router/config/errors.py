@@ -9,7 +9,9 @@ from typing import Any
 import msgspec
 
 _MAX_SHOWN = 80
-_SECRET_KEY = re.compile(r"api_?key|token(?!izer)|secret|passw|credential|authorization", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"api_?key|(?<!_per_1k_)token(?!izer|s_per)|secret|passw|credential|authorization", re.IGNORECASE
+)
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from sgl_router.config.urls import normalise_url, parse_listen_host
 
 MAX_BYTES = 1 << 40
 MAX_INT32 = (1 << 31) - 1
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")
 
 
 def _says(expected: str, *, parse: Callable[[Any], Any] | None = None) -> dict[str, Any]:
@@ -25,6 +27,12 @@ def _says(expected: str, *, parse: Callable[[Any], Any] | None = None) -> dict[s
 def _parse_model_id(text: str) -> str:
     if text != text.strip():
         raise Rejected("a model name as clients send it", "white space at an end")
+    return text
+
+
+def _parse_header_name(text: str) -> str:
+    if not _HEADER_NAME.match(text):
+        raise Rejected("the name of an HTTP header", "1 to 64 letters, digits and !#$%&'*+-.^_`|~")
     return text
 
 
@@ -62,11 +70,14 @@ Bytes = Annotated[int, Meta(ge=1024, le=MAX_BYTES)]
 CacheBytes = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
 Processes = Annotated[int, Meta(ge=1, le=256)]
 TurnBudget = Annotated[float, Meta(gt=0, le=100, extra=_says("milliseconds, above 0 and at most 100"))]
+HeaderName = Annotated[str, Meta(extra=_says("the name of an HTTP header", parse=_parse_header_name))]
+Millis = Annotated[float, Meta(ge=0, le=1e6, extra=_says("milliseconds, from 0 to 1,000,000"))]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 HttpFront = Literal["native", "aiohttp"]
+QueueOrder = Literal["shortest_work_first", "fcfs"]
 DiscoveryBackend = Literal["static_urls", "k8s"]
 
 
@@ -77,6 +88,7 @@ class PolicyName(str, Enum):
     RANDOM = "random"
     POWER_OF_TWO = "power_of_two"
     CACHE_AWARE_ZMQ = "cache_aware_zmq"
+    KV_COST = "kv_cost"
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -96,10 +108,12 @@ class ServerConfig(Section, frozen=True, kw_only=True):
 
 
 class ObservabilityConfig(Section, frozen=True, kw_only=True):
-    """Logging."""
+    """Logging, and what is kept of decisions."""
 
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
+    decisions_kept: Annotated[int, Meta(ge=0, le=10_000)] = 1_000
+    decision_cost_sample: Ratio = 0.01
 
 
 class CircuitBreakerConfig(Section, frozen=True, kw_only=True):
@@ -117,6 +131,34 @@ class CacheAwareConfig(Section, frozen=True, kw_only=True):
     balance_rel_threshold: Annotated[float, Meta(ge=1)] = 1.1
 
 
+class KvCostConfig(Section, frozen=True, kw_only=True):
+    """The weights of `kv_cost`, in milliseconds."""
+
+    prefill_tokens_per_sec: Annotated[float, Meta(ge=1, le=10_000_000)] = 8_000.0
+    others_weight: Annotated[float, Meta(ge=0, le=100)] = 1.0
+    max_pressure: Annotated[float, Meta(ge=0, le=1_000)] = 16.0
+    smoothing_secs: Annotated[float, Meta(ge=0.01, le=600)] = 5.0
+    host_load_back_ms_per_1k_tokens: Millis = 10.0
+    disk_load_back_ms_per_1k_tokens: Millis = 60.0
+    decode_ms_per_1k_tokens: Millis = 3.0
+    eviction_ms_per_1k_tokens: Millis = 0.0
+    session_bonus_ms: Millis = 0.0
+    session_header: HeaderName = "x-smg-routing-key"
+    temperature_ms: Millis = 0.0
+    slow_start_secs: SecsOrZero = 30.0
+
+
+class QueueConfig(Section, frozen=True, kw_only=True):
+    """Requests that wait in the router while every worker has enough to compute."""
+
+    enabled: bool = False
+    max_waiting: Count = 1_000
+    max_wait_secs: Secs = 60.0
+    order: QueueOrder = "shortest_work_first"
+    ageing: Annotated[float, Meta(ge=0, le=1_000)] = 0.1
+    release_below_ms: Millis = 20.0
+
+
 class ModelConfig(Section, frozen=True, kw_only=True):
     """One served model: its tokens and how its workers are chosen."""
 
@@ -127,6 +169,8 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     policy: PolicyName = PolicyName.CACHE_AWARE_ZMQ
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
     cache_aware: CacheAwareConfig = field(default_factory=CacheAwareConfig)
+    kv_cost: KvCostConfig = field(default_factory=KvCostConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
 
 
 class StaticUrlsConfig(Section, frozen=True, kw_only=True):
@@ -174,6 +218,14 @@ class ActiveLoadConfig(Section, frozen=True, kw_only=True):
     stale_request_timeout_secs: Secs = 600.0
 
 
+class LoadReportsConfig(Section, frozen=True, kw_only=True):
+    """What workers say of their own load, for models whose policy goes by it."""
+
+    enabled: bool = True
+    interval_secs: Annotated[float, Meta(ge=0.05, le=600)] = 1.0
+    stale_after_secs: Secs = 10.0
+
+
 class HealthConfig(Section, frozen=True, kw_only=True):
     """Health probes of registered workers."""
 
@@ -214,5 +266,6 @@ class Config(Section, frozen=True, kw_only=True):
     discovery: DiscoveryConfig
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     active_load: ActiveLoadConfig = field(default_factory=ActiveLoadConfig)
+    load_reports: LoadReportsConfig = field(default_factory=LoadReportsConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     kv_events: KvEventsConfig = field(default_factory=KvEventsConfig)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.config.errors import FieldError, child, mismatch, missing
-from sgl_router.config.schema import Config
+from sgl_router.config.schema import Config, KvCostConfig, PolicyName
 from sgl_router.config.walk import INVALID
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
@@ -25,6 +25,7 @@ def check_rules(tree: dict[str, Any], base_dir: Path, env: Mapping[str, str]) ->
     for index, model in enumerate(models):
         if isinstance(model, dict):
             errors += _model_files(model, child("models", index), base_dir)
+            errors += _queue(model, child("models", index))
     discovery = tree.get("discovery")
     if isinstance(discovery, dict):
         errors += _discovery(discovery, base_dir, env)
@@ -48,6 +49,21 @@ def warnings_of(config: Config) -> list[str]:
         found.append(
             f"proxy.connect_timeout_secs: {proxy.connect_timeout_secs:g} is greater than proxy.request_timeout_secs "
             f"({proxy.request_timeout_secs:g}) and cannot take effect"
+        )
+    for index, model in enumerate(config.models):
+        path, queue = child("models", index), model.queue
+        if model.policy is not PolicyName.KV_COST and model.kv_cost != KvCostConfig():
+            found.append(f"{path}.kv_cost: ignored, {path}.policy is {model.policy.value}")
+        if queue.enabled and queue.max_wait_secs > proxy.request_timeout_secs:
+            found.append(
+                f"{path}.queue.max_wait_secs: {queue.max_wait_secs:g} is greater than proxy.request_timeout_secs "
+                f"({proxy.request_timeout_secs:g}): requests may wait for a worker longer than one has to answer them"
+            )
+    reports = config.load_reports
+    if reports.enabled and reports.stale_after_secs <= reports.interval_secs:
+        found.append(
+            f"load_reports.stale_after_secs: {reports.stale_after_secs:g} is not greater than "
+            f"load_reports.interval_secs ({reports.interval_secs:g}): reports are stale before the next ones come"
         )
     unused = {"static_urls": discovery.k8s, "k8s": discovery.static_urls}[discovery.backend]
     if unused is not None:
@@ -88,6 +104,13 @@ def _model_files(model: dict[str, Any], path: str, base_dir: Path) -> Iterator[F
         else:
             where = _looked(template, base_dir)
             yield mismatch(child(path, "chat_template"), template, "an existing chat template file", where)
+
+
+def _queue(model: dict[str, Any], path: str) -> Iterator[FieldError]:
+    queue, policy = model.get("queue"), model.get("policy", PolicyName.CACHE_AWARE_ZMQ.value)
+    if isinstance(queue, dict) and queue.get("enabled") is True and policy not in (PolicyName.KV_COST.value, INVALID):
+        hint = f"{path}.policy is {policy}: only kv_cost can tell who should go first, and where to"
+        yield mismatch(f"{path}.queue.enabled", True, f"false, or {path}.policy kv_cost", hint)
 
 
 def _snapshot(snapshot: dict[str, Any], base_dir: Path) -> Iterator[FieldError]:

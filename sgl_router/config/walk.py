@@ -78,6 +78,7 @@ class Walk:
         checked = self.check(field.type, value, path)
         if value is None and len(self.errors) > before and field.default not in (NODEFAULT, None):
             default = getattr(field.default, "value", field.default)
+            default = show(default) if isinstance(default, bool) else default
             self.errors[-1] = mismatch(path, value, _expected_of(field.type), f"leave the key out for {default}")
         return checked
 
@@ -114,6 +115,10 @@ class Walk:
             if _is_text(value) and isinstance(value, str) and len(value) >= (info.min_length or 0):
                 return value
             hint = _text_hint(value)
+        elif isinstance(info, inspect.BoolType):
+            if isinstance(value, bool):
+                return value
+            hint = _bool_hint(value)
         else:
             choices = _choices(info)
             if isinstance(value, str) and value in choices:
@@ -147,6 +152,8 @@ def _expected(info: inspect.Type) -> str:
         return "a mapping with the keys " + ", ".join(field.name for field in info.fields)
     if isinstance(info, (inspect.LiteralType, inspect.EnumType)):
         return "one of " + ", ".join(_choices(info))
+    if isinstance(info, inspect.BoolType):
+        return "true or false"
     return "a string" if isinstance(info, inspect.StrType) else "a list"
 
 
@@ -194,3 +201,8 @@ def _text_hint(value: object) -> str:
     if isinstance(value, str):
         return "it holds control characters" if value and not _is_text(value) else ""
     return "quote it to make it a string" if isinstance(value, (bool, int, float)) else ""
+
+
+def _bool_hint(value: object) -> str:
+    quoted = isinstance(value, str) and value.lower() in ("true", "false", "yes", "no", "on", "off")
+    return "no quotes, and neither yes nor no" if quoted else ""

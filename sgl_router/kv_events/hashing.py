@@ -89,7 +89,8 @@ class BlockHasher:
         An engine always computes the last token itself: floor((tokens-1)/page), or floor((tokens-2)/page) in bigram
         mode, where a prompt has one unit less (SGLang 0.5.23, seen in `cached_tokens`).
         """
-        return max(tokens - (2 if self.bigram else 1), 0) // self.page_size
+        reusable = tokens - 2 if self.bigram else tokens - 1
+        return reusable // self.page_size if reusable > 0 else 0
 
     def whole_blocks(self, tokens: int) -> int:
         """How many leading blocks' keys depend on the first `tokens` tokens alone."""
@@ -102,14 +103,13 @@ class BlockHasher:
         """
         start, units = first * self.page_size, blocks * self.page_size
         if self.bigram:
-            raw: npt.NDArray[np.uint32] = np.empty(2 * units, dtype="<u4")
+            raw: npt.NDArray[np.uint32] = np.empty(2 * units, dtype=np.uint32)
             raw[0::2] = ids[start : start + units]
             raw[1::2] = ids[start + 1 : start + units + 1]
-        else:
-            raw = np.ascontiguousarray(ids[start : start + units], dtype="<u4")
-        return self._chain(parent, raw.data.cast("B"))
+            return self._chain(parent, raw.tobytes())
+        return self._chain(parent, ids[start : start + units].tobytes())
 
-    def _chain(self, key: int, data: memoryview | array[int]) -> list[int]:
+    def _chain(self, key: int, data: bytes | array[int]) -> list[int]:
         keys = []
         for (block,) in self._blocks.iter_unpack(data):
             key = xxh3_64_intdigest(block, key)

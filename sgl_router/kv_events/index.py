@@ -20,7 +20,7 @@ from .agreement import Agreement
 from .bound import MemoryBound
 from .expectation import Expectation, Expectations
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
-from .matched import MATCHED_STATES, MatchedPrefix, MatchGroup, PromptMatch
+from .matched import MATCHED_STATES, Matched, MatchGroup, PromptMatch
 from .prompt_keys import PromptKeys
 from .pump import EventPump, Feed
 from .repair import Repairer, RepairOutcome
@@ -28,8 +28,9 @@ from .replay import ReplayEnd, replay
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .subscriber import Subscriber, make_context
 from .tree import BlockTree
+from .walk import depth_of
 from .warm import WarmStart
-from .wire import DecodeFailure, Frame, WireError
+from .wire import DecodeFailure, Frame, Tier, WireError
 
 if TYPE_CHECKING:
     from sgl_router.prompt import TokenIds
@@ -42,8 +43,12 @@ __all__ = ["KvIndex", "RankStatus"]
 log = structlog.get_logger(__name__)
 
 # A prompt that nobody holds is found out by few blocks; the longer the hit, the larger the steps.
-_FIRST_PIECE_BLOCKS = 32
+_FIRST_PIECE_BLOCKS = 16
 _PIECE_GROWTH = 4
+# What a conversation grows by, more often than not, is looked at in one step.
+_TURN_BLOCKS = 64
+# Up to here all is hashed at once.
+_SHORT_BLOCKS = 32
 _PIECE_BLOCKS = 2_048
 _REPLAYS_AT_ONCE = 8
 _MAX_RESYNC_SECS = 600.0
@@ -386,8 +391,11 @@ class KvIndex:
                 continue
             for rank in ranks:
                 if rank.stream.state in MATCHED_STATES:
-                    group = groups.setdefault(rank.stream.hasher, MatchGroup())
-                    group.add(rank.stream, rank.target)
+                    hasher = rank.stream.hasher
+                    group = groups.get(hasher)
+                    if group is None:
+                        group = groups[hasher] = MatchGroup(hasher.page_size)
+                    group.add(rank.stream.slot, rank.target, rank.stream)
         if groups:
             self._groups[model_id] = groups
         else:
@@ -440,35 +448,53 @@ class KvIndex:
         Yields to the loop where much is to be hashed, and stops hashing where nobody holds the next block.
         """
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
-        found: dict[Target, MatchedPrefix] = {}
-        totals: dict[Target, int] = {}
+        parts: list[Matched] = []
         yielded = False
         if model_id in self._dirty:
             self._regroup(model_id)
         # A snapshot: _regroup replaces the mapping, so a stream that changes while we yield cannot shift the walk.
         for hasher, group in self._groups.get(model_id, {}).items():
             keys = PromptKeys(prompt, hasher, namespace)
-            totals.update(dict.fromkeys(group.targets, keys.blocks))
-            walk = self.tree.walk(group.mask)
-            piece, walked, rested = _FIRST_PIECE_BLOCKS, 0, keys.known
-            while walked < keys.blocks:
-                stop = min(max(walked + piece, min(keys.known, walked + _PIECE_BLOCKS)), keys.blocks)
-                if stop - rested > _PIECE_BLOCKS:
-                    await asyncio.sleep(0)
-                    rested, yielded = walked, True
-                words = keys.slice(walked, stop)
-                going = walk.feed(words)
+            blocks, memo, seen = keys.blocks, keys.memo, None
+            if blocks <= _SHORT_BLOCKS:
+                words = keys.slice(0, blocks)
+                depths = self.tree.depths(group.mask, words)
                 if self.bound.watching:
                     self.bound.matched(words)
-                if not going:
-                    break
-                walked = stop
-                piece = min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
-            walk.finish()
-            keys.share()
-            keys.memo.depths = walk.depth
-            group.found(walk, hasher.page_size, found, yielded=yielded)
-        return PromptMatch(found, totals)
+            else:
+                walk = self.tree.walk(group.mask, learn=keys.known > _SHORT_BLOCKS)
+                piece = _TURN_BLOCKS if keys.known > _SHORT_BLOCKS else _FIRST_PIECE_BLOCKS
+                walked, rested, going = 0, keys.known, True
+                before = len(memo.seen.rows) if memo.seen is not None else 0
+                if _SHORT_BLOCKS < before <= min(keys.known, _PIECE_BLOCKS):
+                    walked = before
+                    words = keys.slice(0, walked)
+                    going = walk.feed(words, memo.seen)
+                    if self.bound.watching:
+                        self.bound.matched(words)
+                while going and walked < blocks:
+                    # A conversation's known beginning and what must be hashed first are walked together.
+                    ahead = min(keys.known, walked + _PIECE_BLOCKS)
+                    stop = min((ahead if ahead > walked + piece else walked) + piece, blocks)
+                    if stop - rested > _PIECE_BLOCKS:
+                        await asyncio.sleep(0)
+                        rested, yielded = walked, True
+                    words = keys.slice(walked, stop)
+                    going = walk.feed(words)
+                    if self.bound.watching:
+                        self.bound.matched(words)
+                    walked = stop
+                    piece = min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
+                depths = walk.finish()
+                seen = walk.seen
+            keys.share(seen)
+            memo.held = depths.held
+            memo.whole = len(memo.computed) >= blocks
+            parts.append(Matched(group, blocks, depths))
+        if yielded:
+            # Meanwhile streams may have lost their trust or what they held: then they claim nothing.
+            parts = [part._replace(depths=part.depths.among(part.group.trusted())) for part in parts]
+        return PromptMatch(parts)
 
     def expect(
         self, target: Target, prompt: Prompt | TokenIds, namespace: Namespace = DEFAULT_NAMESPACE
@@ -478,17 +504,30 @@ class KvIndex:
         rank = self._by_target.get(target)
         if rank is None or rank.stream.state not in MATCHED_STATES:
             return None
-        slot = rank.stream.slot
-        known = PromptKeys(prompt if isinstance(prompt, Prompt) else Prompt(prompt), rank.stream.hasher, namespace)
+        stream = rank.stream
+        slot = stream.slot
+        prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        memo = prompt.keys.get(stream.hasher.root(namespace))
         # What the match found held need not be expected, if it was this stream's: slots change hands.
-        held = known.memo.depths.get(slot, 0)
-        if held and not self.tree.holds(slot, known.slice(held - 1, held)[0]):
+        held = depth_of(memo.held, slot) if memo is not None else 0
+        if memo is not None and held and not self.tree.holds(slot, memo.computed[held - 1]):
             held = 0
-        keys = known.slice(held, held + _MAX_EXPECTED_BLOCKS)
-        known.share()
+        if memo is None or not memo.whole:
+            hashed = PromptKeys(prompt, stream.hasher, namespace)
+            keys = hashed.slice(held, held + _MAX_EXPECTED_BLOCKS)
+            hashed.share()
+        else:
+            keys = memo.computed[held : held + _MAX_EXPECTED_BLOCKS]
         if not keys or (not held and self.tree.holds(slot, keys[-1])):
             return None
         return self._expectations.make(slot, keys.tolist())
+
+    def held_tokens(self, target: Target) -> int:
+        """Tokens that a target has cached on its device, as its events say; 0 where it publishes none."""
+        rank = self._by_target.get(target)
+        if rank is None:
+            return 0
+        return rank.stream.held[Tier.GPU] * rank.stream.hasher.page_size
 
     def memory_bytes(self) -> int:
         """Bytes the blocks take, reckoned from the sizes of the tables: every block held twice counts twice."""

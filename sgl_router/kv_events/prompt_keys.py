@@ -6,12 +6,12 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from sgl_router.prompt import BlockKeys, Prompt
+from sgl_router.prompt import BlockKeys, Prompt, SharedKeys
 
 from .hashing import BlockHasher, Namespace
 
 if TYPE_CHECKING:
-    from sgl_router.prompt import SharedPrefix
+    from .lookup import Seen
 
 __all__ = ["PromptKeys"]
 
@@ -27,11 +27,14 @@ class PromptKeys:
         self._prompt = prompt
         self._hasher = hasher
         self._root = root = hasher.root(namespace)
-        self.blocks = hasher.prompt_blocks(len(prompt.ids))
+        self.blocks = blocks = hasher.prompt_blocks(len(prompt.ids))
         memo = prompt.keys.get(root)
         if memo is None:
-            known = prompt.shared.keys.get(root) if prompt.shared is not None else None
-            memo = prompt.keys[root] = BlockKeys(array("Q") if known is None else known[: self.blocks])
+            shared = prompt.shared
+            known = shared.keys.get(root) if shared is not None else None
+            memo = prompt.keys[root] = BlockKeys(known[:blocks] if known is not None else array("Q"))
+            if isinstance(known, SharedKeys):
+                memo.seen = known.seen
         self.memo = memo
 
     @property
@@ -42,23 +45,25 @@ class PromptKeys:
     def slice(self, start: int, stop: int) -> array[int]:
         """Keys of blocks `start` to `stop`, at most `blocks`."""
         computed = self.memo.computed
-        missing = min(stop, self.blocks) - len(computed)
+        known = len(computed)
+        missing = (stop if stop < self.blocks else self.blocks) - known
         if missing > 0:
-            parent = computed[-1] if computed else self._root
-            computed.extend(self._hasher.chain(parent, self._prompt.ids, len(computed), missing))
+            parent = computed[-1] if known else self._root
+            computed.extend(self._hasher.chain(parent, self._prompt.ids, known, missing))
         return computed[start:stop]
 
-    def share(self) -> None:
-        """Leave what was computed from the shared tokens alone to the next prompt that begins with them."""
+    def share(self, seen: Seen | None = None) -> None:
+        """Leave what was computed from the shared tokens alone to the next prompt that begins with them, and in which
+        rows of the index it was `seen`."""
         shared = self._prompt.shared
-        if shared is not None:
-            whole = min(self._hasher.whole_blocks(shared.tokens), len(self.memo.computed))
-            known = shared.keys.get(self._root)
-            if whole > (0 if known is None else len(known)):
-                _keep(shared, self._root, self.memo.computed[:whole])
-
-
-def _keep(shared: SharedPrefix, root: int, keys: array[int]) -> None:
-    if root not in shared.keys and len(shared.keys) >= _MAX_SHARED_ROOTS:
-        del shared.keys[next(iter(shared.keys))]
-    shared.keys[root] = keys
+        if shared is None:
+            return
+        computed, known = self.memo.computed, shared.keys.get(self._root)
+        whole = min(self._hasher.whole_blocks(shared.tokens), len(computed))
+        if whole > (0 if known is None else len(known)):
+            if known is None and len(shared.keys) >= _MAX_SHARED_ROOTS:
+                del shared.keys[next(iter(shared.keys))]
+            made = shared.keys[self._root] = SharedKeys("Q", computed[:whole])
+            made.seen = self.memo.seen if seen is None else seen.first(whole)
+        elif seen is not None and isinstance(known, SharedKeys):
+            known.seen = seen.first(len(known))

@@ -16,14 +16,17 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from .lookup import Lookup, Seen, ShortLookup
 from .table_space import BUCKET, GONE, Rows, Space, Words
 
-__all__ = ["WORD_BITS", "HolderTable", "Lookup", "Words", "as_keys"]
+__all__ = ["WORD_BITS", "HolderTable", "Words", "as_keys"]
 
 WORD_BITS = 64
 # From how many keys on a vectorised operation beats a loop.
 _VECTOR_KEYS = 40
 _VECTOR_STORE = 96
+# Up to how many keys are looked up one by one.
+_SHORT_KEYS = 120
 _ONE = np.uint64(1)
 _SLICE_ROWS = 2_048
 # Rows moved for a key inserted: looking in two spaces should not last.
@@ -35,35 +38,6 @@ def as_keys(keys: Sequence[int] | Words) -> Words:
         return keys
     packed = keys if isinstance(keys, array) else array("Q", keys)
     return np.frombuffer(packed, dtype=np.uint64) if packed else np.empty(0, dtype=np.uint64)
-
-
-class Lookup:
-    """Where a sequence of keys is. `known`: so many of them, from the first on, have a row, and the next has none."""
-
-    __slots__ = ("_new", "_old", "_rows", "_rows_old", "known")
-
-    def __init__(self, new: Space, rows: Rows, old: Space | None = None, rows_old: Rows | None = None) -> None:
-        self._new, self._rows, self._old, self._rows_old = new, rows, old, rows_old
-        absent = rows < 0 if rows_old is None else (rows < 0) & (rows_old < 0)
-        first = int(absent.argmax())
-        self.known = first if absent[first] else len(rows)
-
-    def leading(self, number: int) -> Words | None:
-        """A column's bits of the known keys; None where it is empty."""
-        if self._old is not None:
-            return self.all(number)[: self.known]
-        column = self._new.columns.get(number)
-        return None if column is None else column[self._rows[: self.known]]
-
-    def all(self, number: int) -> Words:
-        """A column's bits of all the keys."""
-        result: Words = np.zeros(len(self._rows), dtype=np.uint64)
-        for space, rows in ((self._new, self._rows), (self._old, self._rows_old)):
-            column = space.columns.get(number) if space is not None else None
-            if column is not None and rows is not None:
-                there = np.flatnonzero(rows >= 0)
-                result[there] = column[rows[there]]
-        return result
 
 
 class HolderTable:
@@ -97,6 +71,39 @@ class HolderTable:
             return Lookup(self._new, rows)
         return Lookup(self._new, rows, old, self._in_old(old, keys))
 
+    def short_lookup(self, keys: Sequence[int] | Words) -> ShortLookup | None:
+        """The same; None where there are many keys, or where they are spread over two spaces."""
+        if self._old is not None or len(keys) > _SHORT_KEYS:
+            return None
+        return ShortLookup(self._new, keys.tolist() if isinstance(keys, np.ndarray) else keys)
+
+    def leading(self, kind: int, keys: Iterable[int]) -> list[int] | None:
+        """The holders, in the first word, of the leading keys that are there; None where that is not as simple."""
+        space = self._new
+        cells = space.cells.get(kind)
+        if self._old is not None or cells is None:
+            return None
+        names, shift, last, masks = space.names, space.shift, space.last, list[int]()
+        for key in keys:
+            row = (key >> shift) * BUCKET
+            while (name := names[row]) != key and name:  # as in `ShortLookup`
+                row = row + 1 & last
+            if not name:
+                break
+            masks.append(cells[row])
+        return masks
+
+    def lookup_at(self, seen: Seen, keys: Words) -> Lookup | None:
+        """The same for keys that lie where they were seen; None where one of them does not."""
+        if seen.space != self._new.number or not bool((self._new.keys.take(seen.rows) == keys).all()):
+            return None
+        return Lookup(self._new, seen.rows, complete=True)
+
+    @property
+    def space(self) -> int:
+        """The number of the space where every key is; 0 while they are spread over two."""
+        return self._new.number if self._old is None else 0
+
     def find(self, key: int) -> tuple[Space, int]:
         """The key's space and row; `~row` of where it would go."""
         new, old = self._new, self._old
@@ -110,29 +117,24 @@ class HolderTable:
                 return old, before
         return new, row
 
-    def mask(self, kind: int, word: int, key: int) -> int:
-        """Holders of the key in that word."""
+    def mask(self, kinds: Iterable[int], word: int, key: int) -> int:
+        """Holders of the key in that word, in any of the kinds."""
         space, row = self.find(key)
-        return space.mask(self.column(kind, word), row) if row >= 0 else 0
+        found = 0
+        if row >= 0:
+            for kind in kinds:
+                found |= space.mask(self.column(kind, word), row)
+        return found
 
-    def narrow(self, kind: int, word: int, alive: int, keys: Iterable[int]) -> list[tuple[int, int]]:
-        """Which of the holders in `alive` lack one of the keys, and at which position first. Key by key: for tens of
-        keys that is quicker than any number of numpy calls."""
-        number, space, lost = self.column(kind, word), self._new, []
-        names, cells, shift = space.names, space.cells.get(number), space.shift
-        for at, key in enumerate(keys):
-            row = (key >> shift) * BUCKET
-            if names[row] == key and cells is not None:
-                mask = cells[row]
-            else:
-                where, row = self.find(key)
-                mask = where.mask(number, row) if row >= 0 else 0
-            if alive & mask != alive:
-                lost.append((alive & ~mask, at))
-                alive &= mask
-                if not alive:
-                    break
-        return lost
+    def holds_any(self, slot: int, key: int) -> bool:
+        """Whether the slot holds the key in any kind."""
+        space, row = self.find(key)
+        if row >= 0:
+            first, bit, columns = slot // WORD_BITS * self._kinds, 1 << slot % WORD_BITS, space.cells
+            for number in range(first, first + self._kinds):
+                if number in columns and columns[number][row] & bit:
+                    return True
+        return False
 
     def holds(self, kind: int, slot: int, key: int) -> bool:
         space, row = self.find(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 
 import numpy as np
@@ -19,6 +20,7 @@ BUCKET = 8
 # The name of a row that was given up.
 GONE = 2**64 - 1
 _ONE = np.uint64(1)
+_numbers = itertools.count(1)
 
 
 def _zeros(count: int) -> Words:
@@ -33,9 +35,10 @@ def _zeros(count: int) -> Words:
 class Space:
     """2**bits rows with linear probing, from a home that the key's top bits name."""
 
-    __slots__ = ("_wide_shift", "cells", "columns", "keys", "last", "limit", "names", "shift", "size", "used")
+    __slots__ = ("_wide_shift", "cells", "columns", "keys", "last", "limit", "names", "number", "shift", "size", "used")
 
     def __init__(self, bits: int) -> None:
+        self.number = next(_numbers)
         self.size = 1 << bits
         self.last = self.size - 1
         self.limit = self.size * 5 // 8

@@ -17,18 +17,14 @@ import numpy.typing as npt
 from sortedcontainers import SortedList
 
 from .expected import ExpectedBlocks
-from .table import WORD_BITS, HolderTable, Words, as_keys
+from .table import HolderTable, as_keys
+from .walk import Depths, PrefixWalk, short_walk
 from .wire import EngineHash, Tier
 
-__all__ = ["BlockTree", "PrefixWalk"]
+__all__ = ["BlockTree"]
 
 _KINDS = {tier: position for position, tier in enumerate(Tier)}
-_DEVICE = _KINDS[Tier.GPU]
-_WORD_MASK = (1 << WORD_BITS) - 1
-_BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
 _TIERS = range(len(Tier))
-# Keys times words up to which a piece is walked key by key.
-_FEW = 160
 
 
 class BlockTree:
@@ -107,8 +103,7 @@ class BlockTree:
         """Whether the slot holds the key in `tier`, or in any."""
         if tier is not None:
             return self._held.holds(_KINDS[tier], slot, key)
-        held = self._held
-        return any(held.counts[kind] and held.holds(kind, slot, key) for kind in _TIERS)
+        return self._held.holds_any(slot, key)
 
     def holdings(self, slot: int) -> Iterator[tuple[int, Tier]]:
         """Every (key, tier) the slot holds. Walks the whole tree: for tests and snapshots, not for requests."""
@@ -133,171 +128,15 @@ class BlockTree:
         """Bytes of the tables."""
         return self._held.memory_bytes() + self._expected.memory_bytes()
 
-    def walk(self, slots: int) -> PrefixWalk:
-        """Start matching a prompt against the slots whose bits are set in `slots`."""
-        return PrefixWalk(self._held, self._expected.masks, slots)
+    def walk(self, slots: int, *, learn: bool = False) -> PrefixWalk:
+        """Start matching a prompt against the slots whose bits are set in `slots`. `learn`: to be asked for `seen`."""
+        return PrefixWalk(self._held, self._expected.masks, slots, learn=learn)
 
-
-class _Lane:
-    """One word of slots on its walk. `device` and `held` are slots whose run of such blocks goes on, the first a subset
-    of the second; `soon` are others, whose run goes on if what is expected counts."""
-
-    __slots__ = ("device", "held", "soon", "word")
-
-    def __init__(self, word: int, slots: int) -> None:
-        self.word = word
-        self.device = self.held = slots
-        self.soon = 0
-
-
-class PrefixWalk:
-    """Leading blocks each slot holds, found by feeding a prompt's keys in order, in as many pieces as wanted.
-
-    `depth[slot]`: leading blocks held in any tier. `device_depth[slot]`: leading blocks held on the device.
-    `expected_depth[slot]`: leading blocks held or about to be. Slots whose depth is 0 are absent. Read after `finish`.
-    """
-
-    __slots__ = (
-        "_expected",
-        "_held",
-        "_lanes",
-        "_others",
-        "_soon",
-        "_walked",
-        "depth",
-        "device_depth",
-        "expected_depth",
-    )
-
-    def __init__(self, held: HolderTable, expected: dict[int, int], slots: int) -> None:
-        self._held = held
-        self._expected = expected
-        self._soon = bool(expected)  # decided once: the walk may be interrupted
-        self._others = [kind for kind, count in enumerate(held.counts) if count and kind != _DEVICE]
-        self._lanes: list[_Lane] = []
-        word = 0
-        while slots:
-            if slots & _WORD_MASK:
-                self._lanes.append(_Lane(word, slots & _WORD_MASK))
-            slots >>= WORD_BITS
-            word += 1
-        self._walked = 0
-        self.depth: dict[int, int] = {}
-        # Where no slot can differ they are one and the same.
-        self.device_depth: dict[int, int] = {} if self._others else self.depth
-        self.expected_depth: dict[int, int] = {} if self._soon else self.depth
-
-    def feed(self, keys: Sequence[int] | Words) -> bool:
-        """Walk on. False once no slot holds the next block: the rest of the prompt need not be hashed."""
-        lanes, count = self._lanes, len(keys)
-        if not lanes or not count:
-            return bool(lanes)
-        few = not self._others and count * len(lanes) < _FEW
-        carried = [(lane, lane.soon, 0, False) for lane in lanes if lane.soon]
-        ended = self._feed_few(keys) if few else self._feed_many(keys)
-        if carried or (ended and self._soon):
-            plain = keys if not isinstance(keys, np.ndarray) else keys.tolist()
-            for lane, _, _, _ in carried:
-                lane.soon = 0
-            for lane, slots, start, unheld in carried + ended:
-                lane.soon |= self._follow(lane.word, slots, plain, start, unheld)
-        self._walked += count
-        self._lanes = [lane for lane in lanes if lane.held or lane.soon]
-        return bool(self._lanes)
-
-    def _feed_many(self, keys: Sequence[int] | Words) -> _Ended:
-        found = self._held.lookup(as_keys(keys))
-        count, walked, ended = len(keys), self._walked, []
-        for lane in self._lanes:
-            if not lane.held:
-                continue
-            word = lane.word
-            device = held = found.leading(self._held.column(_DEVICE, word))
-            if self._others:
-                for kind in self._others:
-                    other = found.leading(self._held.column(kind, word))
-                    if other is not None:
-                        held = other if held is None else held | other
-                for slots, at in _narrowed(lane.device, device, count):
-                    _settle(self.device_depth, slots, word, walked + at)
-                    lane.device ^= slots
-            for slots, at in _narrowed(lane.held, held, count):
-                _settle(self.depth, slots, word, walked + at)
-                lane.held ^= slots
-                ended.append((lane, slots, at, True))
-        return ended
-
-    def _feed_few(self, keys: Sequence[int] | Words) -> _Ended:
-        """The same for few keys: then numpy's calls cost more than they save."""
-        walked, ended = self._walked, []
-        plain = keys if not isinstance(keys, np.ndarray) else keys.tolist()
-        for lane in self._lanes:
-            for slots, at in self._held.narrow(_DEVICE, lane.word, lane.held, plain) if lane.held else ():
-                _settle(self.depth, slots, lane.word, walked + at)
-                lane.held ^= slots
-                ended.append((lane, slots, at, True))
-        return ended
-
-    def _follow(self, word: int, slots: int, keys: Sequence[int], start: int, unheld: bool) -> int:
-        """Walk slots on that do not hold what is before `keys[start]`, by what they hold or are expected to. Returns
-        those that come to the end. `unheld`: none of them holds the first of these keys."""
-        expected, shift, walked = self._expected, word * WORD_BITS, self._walked
-        for at in range(start, len(keys)):
-            going = slots & (expected.get(keys[at], 0) >> shift)
-            if going != slots and not (unheld and at == start):
-                going |= slots & self._any_tier(word, keys[at])
-            if going != slots:
-                _settle(self.expected_depth, slots & ~going, word, walked + at)
-                slots = going
-                if not slots:
-                    break
-        return slots
-
-    def _any_tier(self, word: int, key: int) -> int:
-        held = self._held.mask(_DEVICE, word, key)
-        for kind in self._others:
-            held |= self._held.mask(kind, word, key)
-        return held
-
-    def finish(self) -> None:
-        """The prompt's blocks are all fed, or `feed` returned False."""
-        for lane in self._lanes:
-            _settle(self.depth, lane.held, lane.word, self._walked)
-            if self._others:
-                _settle(self.device_depth, lane.device, lane.word, self._walked)
-            if self._soon:
-                _settle(self.expected_depth, lane.held | lane.soon, lane.word, self._walked)
-        self._lanes = []
-
-
-_Ended = list[tuple[_Lane, int, int, bool]]
-
-
-def _narrowed(alive: int, masks: Words | None, count: int) -> list[tuple[int, int]]:
-    """Which of the slots in `alive` lack a bit in one of `count` masks (missing ones are 0), and in which first. Where
-    nothing changes this is one reduction."""
-    lost: list[tuple[int, int]] = []
-    known = 0 if masks is None else len(masks)
-    if masks is not None and known and int(np.bitwise_and.reduce(masks)) & alive != alive:
-        running = np.bitwise_and.accumulate(masks)
-        running &= np.uint64(alive)
-        changes = np.flatnonzero(running[1:] != running[:-1]) + 1
-        if int(running[0]) != alive:
-            changes = np.concatenate(([0], changes))
-        for at, left in zip(changes.tolist(), running[changes].tolist(), strict=True):
-            lost.append((alive ^ left, at))
-            alive = left
-    if known < count and alive:
-        lost.append((alive, known))
-    return lost
-
-
-def _settle(into: dict[int, int], slots: int, word: int, depth: int) -> None:
-    if not depth:
-        return
-    first = word * WORD_BITS
-    for byte in slots.to_bytes(WORD_BITS // 8, "little"):
-        if byte:
-            for bit in _BITS[byte]:
-                into[first + bit] = depth
-        first += 8
+    def depths(self, slots: int, keys: Sequence[int]) -> Depths:
+        """The same for all of a prompt's keys at once."""
+        found = short_walk(self._held, self._expected.masks, slots, keys)
+        if found is not None:
+            return found
+        walk = self.walk(slots)
+        walk.feed(keys)
+        return walk.finish()

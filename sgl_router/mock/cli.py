@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _flag(network, "--port", "HTTP port; 0 takes a free one", type=int)
     _flag(network, "--kv-port", "KV-event port of rank 0; 0 takes a free one", type=int)
     _flag(network, "--replay-port", "replay port of rank 0; 0 takes a free one", type=int)
+    _flag(network, "--load-port", "load channel port of rank 0; 0 takes a free one", type=int)
     _flag(network, "--bootstrap-port", "prefill role: bootstrap port; 0 takes a free one", type=int)
     _flag(network, "--api-key", "require this bearer token")
 
@@ -39,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _flag(cache, "--dialect", "KV-event encoding to speak", choices=[dialect.value for dialect in Dialect])
     _flag(cache, "--version-string", "engine version to report", shown_default="the dialect's last")
     _flag(cache, "--topic", "KV-event topic")
+    _flag(
+        cache,
+        "--publish-load",
+        "publish the load too, as the engine's --load-publish-endpoint does",
+        action=argparse.BooleanOptionalAction,
+    )
     _flag(
         cache,
         "--enable-cache-report",

@@ -35,7 +35,8 @@ class Dialect(str, Enum):
 class MockWorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Every setting of a mock worker. Port 0 means: take a free one and keep it across restarts.
 
-    With several dp ranks, rank r publishes on `kv_port + r` and replays on `replay_port + r`.
+    With several dp ranks, rank r publishes on `kv_port + r`, replays on `replay_port + r`, and tells its load on
+    `load_port + r` (where `publish_load` is on, the version can, and KV events are configured).
     `speed` divides every simulated duration; `math.inf` removes them. `keep_alive_secs` is how long an
     idle client connection is kept, `buffered_abort_delay_secs` how late a lost client of a buffered request
     is noticed (the engine polls for it every 4 seconds).
@@ -60,6 +61,8 @@ class MockWorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     topic: str = "kv-events"
     buffer_steps: int = 10_000
     endpoint_host: str = "*"
+    publish_load: bool = False
+    load_port: int = 0
 
     page_size: int = 16
     dp_size: int = 1
@@ -104,7 +107,7 @@ class MockWorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise ValueError(f"host_cache_tokens must not be negative, not {self.host_cache_tokens}")
         if self.queue_limit is not None and self.queue_limit < 0:
             raise ValueError(f"queue_limit must not be negative, not {self.queue_limit}")
-        for name in ("port", "kv_port", "replay_port", "bootstrap_port"):
+        for name in ("port", "kv_port", "replay_port", "load_port", "bootstrap_port"):
             if not 0 <= getattr(self, name) <= 65535 - self.dp_size + 1:
                 raise ValueError(f"{name} must leave room for {self.dp_size} port(s), not {getattr(self, name)}")
 

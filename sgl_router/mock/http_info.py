@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -113,21 +114,44 @@ class InfoRoutes:
             {
                 "timestamp": datetime.datetime.now(datetime.timezone.utc).isoformat(),
                 "version": self._worker.profile.version,
-                "loads": [_load_report(engine, self._worker.config.role) for engine in engines],
+                "loads": [self._load_report(engine) for engine in engines],
             }
         )
 
+    def _load_report(self, engine: RankEngine) -> dict[str, Any]:
+        load, role = engine.model.load(), self._worker.config.role
+        report: dict[str, Any] = {
+            "dp_rank": engine.rank,
+            "timestamp": time.time(),
+            "num_running_reqs": load.running,
+            "num_waiting_reqs": load.waiting,
+            "num_used_tokens": load.used_tokens,
+            "max_total_num_tokens": load.max_tokens,
+            "max_running_requests": load.max_running,
+            "token_usage": round(load.used_tokens / load.max_tokens, 4) if load.max_tokens else 0.0,
+            "gen_throughput": 0.0,
+            "cache_hit_rate": 0.0,
+            "utilization": round(load.running / load.max_running, 4),
+            "disaggregation": {"mode": "null" if role is Role.PLAIN else role.value},
+            "queues": {"waiting": load.waiting, "grammar": 0, "paused": 0, "retracted": 0},
+        }
+        if self._worker.profile.loads_tell_queued_tokens:
+            report["num_waiting_uncached_tokens"] = load.waiting_uncached_tokens
+            report["num_total_tokens"] = load.used_tokens + engine.model.queued_tokens
+        return report
+
     async def _get_load(self, request: web.Request) -> web.Response:
-        loads = [(engine.rank, engine.model.load()) for engine in self._worker.engines]
+        engines = self._worker.engines
         return web.json_response(
             [
                 {
-                    "dp_rank": rank,
+                    "dp_rank": engine.rank if len(engines) > 1 else None,
                     "num_reqs": load.running + load.waiting,
                     "num_waiting_reqs": load.waiting,
-                    "num_tokens": load.used_tokens,
+                    "num_tokens": load.used_tokens + engine.model.queued_tokens,
                 }
-                for rank, load in loads
+                for engine in engines
+                for load in (engine.model.load(),)
             ]
         )
 
@@ -187,23 +211,3 @@ class InfoRoutes:
         except Refusal as refusal:
             return refusal_response(refusal, openai=True)
         return web.json_response({"text": text})
-
-
-def _load_report(engine: RankEngine, role: Role) -> dict[str, Any]:
-    load = engine.model.load()
-    return {
-        "dp_rank": engine.rank,
-        "num_running_reqs": load.running,
-        "num_waiting_reqs": load.waiting,
-        "num_waiting_uncached_tokens": load.waiting_uncached_tokens,
-        "num_used_tokens": load.used_tokens,
-        "num_total_tokens": load.used_tokens + load.waiting_uncached_tokens,
-        "max_total_num_tokens": load.max_tokens,
-        "max_running_requests": load.max_running,
-        "token_usage": round(load.used_tokens / load.max_tokens, 4) if load.max_tokens else 0.0,
-        "gen_throughput": 0.0,
-        "cache_hit_rate": 0.0,
-        "utilization": round(load.running / load.max_running, 4),
-        "disaggregation": {"mode": "null" if role is Role.PLAIN else role.value},
-        "queues": {"waiting": load.waiting, "grammar": 0, "paused": 0, "retracted": 0},
-    }

@@ -81,12 +81,26 @@ class EngineProfile:
         return self._at_least(22)
 
     @property
+    def has_load_channel(self) -> bool:
+        return self._at_least(19) and not self.is_vllm
+
+    @property
+    def load_channel_tells_queue(self) -> bool:
+        """The record goes on after the rank: queued tokens, the limit of running requests, prefill totals."""
+        return self._at_least(20)
+
+    @property
     def has_ready(self) -> bool:
         return self._at_least(20) and not self.is_vllm
 
     @property
     def has_loads(self) -> bool:
         return self._at_least(8) and not self.is_vllm
+
+    @property
+    def loads_tell_queued_tokens(self) -> bool:
+        """/v1/loads has the tokens of waiting requests."""
+        return self._at_least(13)
 
     @property
     def has_get_load(self) -> bool:

@@ -236,7 +236,7 @@ async def open_publishers(
     **settings: Any,
 ) -> tuple[list[EventPublisher], int, int | None]:
     """Bind every rank's sockets on consecutive ports; returns the publishers and both base ports."""
-    publish = await _bind_row(
+    publish = await bind_row(
         context, zmq.XPUB, ranks, host, kv_port, {zmq.SNDHWM: send_high_water_mark, zmq.XPUB_VERBOSER: 1}
     )
     replay: list[zmq.asyncio.Socket] = []
@@ -244,7 +244,7 @@ async def open_publishers(
     if replay_port is not None:
         try:
             # The engine leaves its ROUTER at the default mark of 1000 and so drops silently when full.
-            replay, replay_base = await _bind_row(
+            replay, replay_base = await bind_row(
                 context, zmq.ROUTER, ranks, host, replay_port, {zmq.SNDHWM: replay_send_high_water_mark}
             )
         except BaseException:
@@ -258,7 +258,7 @@ async def open_publishers(
     return publishers, publish[1], replay_base
 
 
-async def _bind_row(
+async def bind_row(
     context: zmq.asyncio.Context,
     kind: int,
     ranks: int,

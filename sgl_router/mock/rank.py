@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from sgl_router.mock.load_publisher import LoadPublisher
 from sgl_router.mock.ops import CacheOp
 from sgl_router.mock.publisher import EventPublisher
 from sgl_router.mock.radix import RadixCache
@@ -25,17 +26,21 @@ class RankEngine:
         ops: list[CacheOp],
         publisher: EventPublisher | None,
         clock: Clock,
+        load_publisher: LoadPublisher | None = None,
     ) -> None:
         self.rank = rank
         self.model = model
         self.publisher = publisher
         self._ops = ops
         self._clock = clock
+        self._load_publisher = load_publisher
         self._sinks: dict[EngineRequest, Sink] = {}
         self._work = asyncio.Event()
         self._rest = asyncio.Event()
         self._publish_ops()
-        self._task = asyncio.ensure_future(self._run())
+        self._tasks = [asyncio.ensure_future(self._run())]
+        if load_publisher is not None:
+            self._tasks.append(asyncio.ensure_future(load_publisher.beat(model)))
 
     @property
     def cache(self) -> RadixCache:
@@ -47,6 +52,7 @@ class RankEngine:
         if not self.model.submit(request, self._clock()):
             return False
         self._sinks[request] = sink
+        self._publish_load()
         self._rest.clear()
         self._work.set()
         return True
@@ -55,6 +61,7 @@ class RankEngine:
         """Abort matching requests; each sink is told in its time."""
         for progress in self.model.abort(matches, self._clock()):
             self._deliver(progress)
+        self._publish_load()
         self._work.set()
 
     def flush(self) -> bool:
@@ -71,13 +78,16 @@ class RankEngine:
 
     async def close(self) -> None:
         """Stop running; unfinished requests are never delivered."""
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
     async def _run(self) -> None:
         while True:
             ends_at = self.model.begin_step(self._clock())
+            self._publish_load()
             if ends_at is None:
                 self._publish_ops()
                 self._work.clear()
@@ -98,6 +108,10 @@ class RankEngine:
             self._sinks.pop(progress.request, None)
         if sink is not None:
             sink(progress)
+
+    def _publish_load(self) -> None:
+        if self._load_publisher is not None:
+            self._load_publisher.publish(self.model)
 
     def _publish_ops(self) -> None:
         if self.publisher is not None and self._ops:

@@ -111,6 +111,8 @@ class EngineModel:
         self._batch: list[tuple[EngineRequest, int]] = []
         self._in_step = False
         self._decode_steps = 0
+        self.prefilled_tokens = 0
+        self.prefill_secs = 0.0
 
     @property
     def idle(self) -> bool:
@@ -129,6 +131,11 @@ class EngineModel:
             max_tokens=self.cache.capacity or 0,
             max_running=self._max_running,
         )
+
+    @property
+    def queued_tokens(self) -> int:
+        """Prompts of waiting requests, cached or not."""
+        return sum(len(request.prompt) for request in self._waiting)
 
     def submit(self, request: EngineRequest, now: float) -> bool:
         """Queue a request; False when the queue is full or the request could never fit."""
@@ -159,6 +166,8 @@ class EngineModel:
         if self._batch:
             tokens = sum(upto - request.prefilled for request, upto in self._batch)
             duration = self._timing.prefill_secs(tokens)
+            self.prefilled_tokens += tokens
+            self.prefill_secs += duration
         elif self._running:
             for request in self._running:
                 self._hold(request, len(request.prompt) + request.produced)

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from sgl_router.mock.config import MockWorkerConfig, Role
+from sgl_router.mock.load_publisher import LOAD_TOPIC
 
 if TYPE_CHECKING:
     from sgl_router.mock.worker import MockWorker
@@ -42,6 +43,9 @@ def kv_events_block(worker: MockWorker) -> dict[str, Any] | None:
     }
     if worker.profile.describes_replay and worker.replay_port is not None:
         block["replay_endpoint_port_base"] = worker.replay_port
+    if worker.load_publishers:
+        block["load_endpoint_port_base"] = worker.load_port
+        block["load_topic"] = LOAD_TOPIC
     return block
 
 

@@ -22,6 +22,7 @@ from sgl_router.mock.http_admin import AdminRoutes
 from sgl_router.mock.http_app import build_app
 from sgl_router.mock.http_generate import rank_for
 from sgl_router.mock.listener import HttpListener
+from sgl_router.mock.load_publisher import LoadPublisher, open_load_publishers
 from sgl_router.mock.ops import CacheCleared, CacheOp
 from sgl_router.mock.pd import BootstrapServer, DecodeLink
 from sgl_router.mock.profile import EngineProfile
@@ -67,9 +68,11 @@ class MockWorker:
         self.port = self.config.port
         self.kv_port = self.config.kv_port
         self.replay_port: int | None = self.config.replay_port if self.config.replay else None
+        self.load_port = self.config.load_port
         self.bootstrap_port = self.config.bootstrap_port or _DEFAULT_BOOTSTRAP_PORT
         self.engines: list[RankEngine] = []
         self.publishers: list[EventPublisher] = []
+        self.load_publishers: list[LoadPublisher] = []
         self.bootstrap_server: BootstrapServer | None = None
         self.decode_link: DecodeLink | None = None
         self.ready = False
@@ -235,7 +238,9 @@ class MockWorker:
             await engine.close()
         for publisher in self.publishers:
             await publisher.close()
-        self.engines, self.publishers = [], []
+        for load_publisher in self.load_publishers:
+            load_publisher.close()
+        self.engines, self.publishers, self.load_publishers = [], [], []
         if self.bootstrap_server is not None:
             await self.bootstrap_server.stop()
             self.bootstrap_server = None
@@ -259,6 +264,14 @@ class MockWorker:
             topic=self.config.topic,
             buffer_steps=self.config.buffer_steps,
         )
+        if self.config.publish_load and self.profile.has_load_channel:
+            self.load_publishers, self.load_port = await open_load_publishers(
+                self._context,
+                ranks=self.config.dp_size,
+                host=self.config.host,
+                port=self.load_port,
+                tells_queue=self.profile.load_channel_tells_queue,
+            )
 
     def _build_rank(self, rank: int) -> RankEngine:
         config = self.config
@@ -284,4 +297,5 @@ class MockWorker:
             queue_limit=config.queue_limit,
             decode_log_interval=config.decode_log_interval,
         )
-        return RankEngine(rank, model, ops, publisher, self._clock)
+        load_publisher = self.load_publishers[rank] if self.load_publishers else None
+        return RankEngine(rank, model, ops, publisher, self._clock, load_publisher)

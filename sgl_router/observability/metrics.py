@@ -87,6 +87,17 @@ class Metrics:
             "Beginnings dropped to stay within conversation_cache_bytes.",
             ("model_id",),
         )
+        self.queue_wait = Histogram(
+            "sgl_router_queue_wait_seconds",
+            "Time that requests were held back until a worker could take them.",
+            ("model_id",),
+            buckets=_SECONDS,
+        )
+        self.queue_outcomes = Counter(
+            "sgl_router_queue_outcomes",
+            "Requests held back, by how it ended: dispatched, full, timeout, left.",
+            ("model_id", "outcome"),
+        )
         self.loop_lag = Histogram(
             "sgl_router_event_loop_lag_seconds", "How late the event loop ran a timer that was due.", buckets=_LAG
         )
@@ -107,6 +118,10 @@ class Metrics:
                 self.ttft.labels(model_id),
             )
         return found
+
+    def register(self, collector: Collector) -> None:
+        """Ask this one too when scraped."""
+        self._registry.register(collector)
 
     def render(self) -> bytes:
         """The exposition text."""
@@ -135,6 +150,8 @@ class _RequestCollector(Collector):
         yield found.prompts.family()
         yield found.prompt_tokens_reused.family()
         yield found.prompt_evictions.family()
+        yield found.queue_wait.family()
+        yield found.queue_outcomes.family()
         yield found.loop_lag.family()
         yield found.records_lost.family()
         yield found.draining.family()

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .active_load import ActiveLoad, LoadGuard
 from .base import DecisionReason, Facts, Policy, RouteDecision, Unmatched, least_loaded
 from .cache_aware import CacheAwareZmq
+from .cost import CandidateCost, Costs
 from .janitor import Janitor
+from .kv_cost import KvCost
 from .load import PowerOfTwo, RandomChoice, RoundRobin
 
 if TYPE_CHECKING:
     from sgl_router.config import ModelConfig
+    from sgl_router.workers import Target
 
 __all__ = [
     "ActiveLoad",
     "CacheAwareZmq",
+    "CandidateCost",
+    "Costs",
     "DecisionReason",
     "Facts",
     "Janitor",
+    "KvCost",
     "LoadGuard",
     "Policy",
     "PowerOfTwo",
@@ -32,8 +40,14 @@ __all__ = [
 ]
 
 
-def make_policy(model: ModelConfig, rng: random.Random) -> Policy:
-    """The policy a model is configured with."""
+def make_policy(
+    model: ModelConfig,
+    rng: random.Random,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    held_tokens: Callable[[Target], int] = lambda target: 0,
+) -> Policy:
+    """The policy a model is configured with. `held_tokens`: what a target has cached."""
     from sgl_router.config import PolicyName
 
     if model.policy is PolicyName.ROUND_ROBIN:
@@ -42,6 +56,8 @@ def make_policy(model: ModelConfig, rng: random.Random) -> Policy:
         return RandomChoice(rng)
     if model.policy is PolicyName.POWER_OF_TWO:
         return PowerOfTwo(rng)
+    if model.policy is PolicyName.KV_COST:
+        return KvCost(rng, model.kv_cost, clock=clock, held_tokens=held_tokens)
     return CacheAwareZmq(
         rng,
         cache_threshold=model.cache_aware.cache_threshold,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
+
+from sgl_router.workers.forecast import Forecast
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target, Worker
@@ -16,7 +19,16 @@ __all__ = ["ActiveLoad", "LoadGuard"]
 class LoadGuard:
     """One request's share of its target's load. A context manager: leaving it releases. Releasing twice is harmless."""
 
-    __slots__ = ("_decode_blocks", "_owner", "_prefill_tokens", "expired", "on_expire", "started", "target")
+    __slots__ = (
+        "_began",
+        "_decode_blocks",
+        "_owner",
+        "_prefill_tokens",
+        "expired",
+        "on_expire",
+        "started",
+        "target",
+    )
 
     def __init__(
         self, owner: ActiveLoad, target: Target, prefill_tokens: int, decode_blocks: int, started: float
@@ -24,24 +36,41 @@ class LoadGuard:
         self._owner: ActiveLoad | None = owner
         self._prefill_tokens = prefill_tokens
         self._decode_blocks = decode_blocks
+        self._began: float | None = None
         self.target = target
         self.started = started
         self.expired = False
         self.on_expire: Callable[[], None] | None = None
 
     def first_byte(self) -> None:
-        """The prompt is computed: only the decode share remains."""
-        self.target.prefill_tokens -= self._prefill_tokens
+        """The prompt is computed: only the decode share remains, and grows."""
+        owner = self._owner
+        if owner is None or self._began is not None:
+            return
+        target = self.target
+        target.prefill_tokens -= self._prefill_tokens
         self._prefill_tokens = 0
+        forecast = target.forecast
+        if forecast is not None:
+            now = self._began = owner.clock()
+            forecast.prompts.computed(self, now)
+            forecast.answers.begin(now)
 
-    def release(self) -> None:
+    def release(self, output_tokens: int | None = None) -> None:
+        """`output_tokens`: the answer's length, where it is known."""
         owner, self._owner = self._owner, None
         if owner is None:
             return
-        self.first_byte()
         target = self.target
+        target.prefill_tokens -= self._prefill_tokens
         target.decode_blocks -= self._decode_blocks
         target.inflight -= 1
+        forecast = target.forecast
+        if forecast is not None:
+            now = owner.clock()
+            forecast.prompts.remove(self, now)
+            if self._began is not None:
+                forecast.answers.end(self._began, now, output_tokens)
         self.on_expire = None
         owner._forget(self)
 
@@ -55,9 +84,22 @@ class LoadGuard:
 
 
 class ActiveLoad:
-    """Guards in the order they were taken. Add it as a listener of the registry."""
+    """Guards in the order they were taken. Add it as a listener of the registry.
 
-    def __init__(self) -> None:
+    `forecasts`: models whose targets' work is reckoned in tokens, each with the tokens per second its workers are
+    thought to prefill until they have shown it. A target's report of its own load counts for `stale_secs`.
+    """
+
+    def __init__(
+        self,
+        forecasts: Mapping[str, float] | None = None,
+        *,
+        stale_secs: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._forecasts = forecasts or {}
+        self._stale_secs = stale_secs
         self._guards: dict[LoadGuard, None] = {}
         self._selections = itertools.count(1)
         self._workers: set[Worker] = set()
@@ -66,14 +108,20 @@ class ActiveLoad:
         """Requests in flight."""
         return len(self._guards)
 
-    def acquire(self, target: Target, *, prefill_tokens: int, decode_blocks: int, now: float) -> LoadGuard:
-        """Charge a dispatched request to its target: tokens still to prefill, KV blocks it will hold."""
+    def acquire(
+        self, target: Target, *, prefill_tokens: int, decode_blocks: int, now: float, streamed: bool = True
+    ) -> LoadGuard:
+        """Charge a dispatched request to its target: tokens still to prefill, KV blocks it will hold. `streamed`: its
+        first byte will tell when its prompt has been computed."""
         guard = LoadGuard(self, target, prefill_tokens, decode_blocks, now)
         target.inflight += 1
         target.processed += 1
         target.last_selected = next(self._selections)
         target.prefill_tokens += prefill_tokens
         target.decode_blocks += decode_blocks
+        forecast = target.forecast
+        if forecast is not None:
+            forecast.prompts.add(guard, prefill_tokens, streamed=streamed, now=now)
         self._guards[guard] = None
         return guard
 
@@ -93,11 +141,20 @@ class ActiveLoad:
 
     def worker_added(self, worker: Worker) -> None:
         """A newcomer starts level with the least used of its peers: "fewest processed" would otherwise send it every
-        tie until it had caught up with their whole history."""
+        tie until it had caught up with their whole history. It is thought to be as fast as they are, and is new only
+        where some of them have been at work."""
         peers = [target for peer in self._workers if peer.model_id == worker.model_id for target in peer.targets]
         floor = min((peer.processed for peer in peers), default=0)
+        initial = self._forecasts.get(worker.model_id)
+        if initial is not None:
+            speeds = [peer.forecast.prompts.speed for peer in peers if peer.forecast is not None]
+            shown = sorted(speed.tokens_per_sec for speed in speeds if speed.observations)
+            initial = shown[len(shown) // 2] if shown else initial
+        born = self.clock() if any(peer.processed for peer in peers) else float("-inf")
         for target in worker.targets:
             target.processed = floor
+            if initial is not None:
+                target.forecast = Forecast(initial, born, stale_secs=self._stale_secs)
         self._workers.add(worker)
 
     def worker_removed(self, worker: Worker) -> None:

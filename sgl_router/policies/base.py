@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from enum import Enum
-from operator import attrgetter
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -13,6 +12,8 @@ import msgspec
 if TYPE_CHECKING:
     from sgl_router.kv_events import PromptMatch
     from sgl_router.workers import Target
+
+    from .cost import CandidateCost
 
 __all__ = ["DecisionReason", "Facts", "Policy", "RouteDecision", "Unmatched", "least_loaded"]
 
@@ -28,6 +29,8 @@ class DecisionReason(str, Enum):
     """Some prefix matched, not enough of it: least load."""
     NO_MATCH = "no_match"
     """Nobody holds even the first block: least load."""
+    SPREAD = "spread"
+    """Others hold a prefix, but this target starts sooner (kv_cost)."""
     IMBALANCED = "imbalanced"
     """Load was too uneven to look at prefixes: least load."""
     UNMATCHABLE = "unmatchable"
@@ -59,6 +62,12 @@ class Facts(msgspec.Struct, frozen=True):
     match: PromptMatch | None = None
     prompt_tokens: int | None = None
     unmatched: Unmatched | None = None
+    session: str | None = None
+    """What the client calls the conversation this request belongs to."""
+    explain: bool = False
+    """Whether the decision should carry every candidate's cost, where the policy has costs."""
+    dry: bool = False
+    """Nothing will be sent: whoever decides must not remember this request."""
 
 
 class RouteDecision(msgspec.Struct, frozen=True):
@@ -77,10 +86,18 @@ class RouteDecision(msgspec.Struct, frozen=True):
     epoch: int | None = None
     expected_blocks: int = 0
     """Leading blocks held or about to be; at least `matched_blocks` wherever the prompt was matched."""
+    cost_ms: float | None = None
+    costs: tuple[CandidateCost, ...] | None = None
 
     @property
     def matched_tokens(self) -> int:
         return self.matched_blocks * self.page_size
+
+    @property
+    def uncached_tokens(self) -> int:
+        """Prompt tokens that the target will have to compute, as far as that is known."""
+        held = max(self.matched_blocks, self.expected_blocks) * self.page_size
+        return max((self.prompt_tokens or 0) - held, 0)
 
     @property
     def match_rate(self) -> float:
@@ -102,11 +119,18 @@ def least_loaded(candidates: Sequence[Target], rng: random.Random) -> Target:
 
     Never the first of the list: with equal counts that rule would send every first burst to one worker.
     """
-    best = min(candidates, key=_by_load)
-    if best.last_selected:
+    best = candidates[0]
+    inflight, processed, last = best.inflight, best.processed, best.last_selected
+    for target in candidates:
+        load = target.inflight
+        if load > inflight:
+            continue
+        if load == inflight:
+            done = target.processed
+            if done > processed or (done == processed and target.last_selected >= last):
+                continue
+        best, inflight, processed, last = target, load, target.processed, target.last_selected
+    if last:
         return best  # selections are numbered: nobody else has this one's
-    key = _by_load(best)
-    return rng.choice([target for target in candidates if _by_load(target) == key])
-
-
-_by_load = attrgetter("inflight", "processed", "last_selected")
+    fresh = [target for target in candidates if not target.last_selected]
+    return rng.choice([target for target in fresh if target.inflight == inflight and target.processed == processed])

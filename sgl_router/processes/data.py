@@ -52,7 +52,7 @@ class DataProcess:
         """Load tokenizers, join the routing process, listen. Raises StartupError."""
         config = self.config
         prepare_process()
-        models = await load_models(config, self._rng)
+        models = await load_models(config, self._rng, lambda target: 0)
         registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
         registry.add_listener(load)
         registry.add_listener(ForgetConnections(pool))
@@ -67,6 +67,7 @@ class DataProcess:
             load,
             fallback,
             process=self._number,
+            wait_secs={model.id: model.queue.max_wait_secs for model in config.models if model.queue.enabled},
             max_model_lens={model.id: model.tokenizer.max_model_len for model in models.values()},
             fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_AWAY.value).inc(),
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.errors import RouterError
 from sgl_router.kv_events import Namespace
 from sgl_router.observability.outcome import Outcome
 from sgl_router.policies import DecisionReason, RouteDecision, Unmatched
@@ -26,8 +27,10 @@ from .wire import (
     End,
     Expired,
     FirstByte,
+    Held,
     Hello,
     NobodyLeft,
+    Refused,
     ToRouting,
     to_routing,
 )
@@ -95,12 +98,17 @@ class LeaseSide:
             prompt=None if tokens is None else keyed_prompt(tokens, message.keys),
             namespace=None if namespace is None else Namespace(*namespace),
             unmatched=message.unmatched,
+            request_id=message.request_id,
+            streamed=message.streamed,
+            priority=message.priority,
+            session=message.session,
         )
         workers = self._server.by_generation
         tried = {workers[generation] for generation in message.tried if generation in workers}
         self._undecided[message.seq] = None
         if len(self._undecided) == _MAX_UNDECIDED:
             self.link.pause(True)
+        ask.held = lambda: self.link.send(Held(message.seq))
         # Most decisions need not wait for anything: those cost no task.
         deciding = self._decide(message.seq, ask, tried)
         try:
@@ -111,15 +119,25 @@ class LeaseSide:
 
     async def _decide(self, seq: int, ask: Ask, tried: set[Worker]) -> None:
         lease: LocalLease | None = None
+        refused: RouterError | None = None
         try:
             lease = await self._server.routing.choose(ask, tried)
+        except RouterError as error:
+            refused = error
+        except asyncio.CancelledError:
+            if self.link.open:
+                self.link.send(NobodyLeft(seq))  # whoever gave up hears that somebody answers again
+            raise
         except Exception:
             log.exception("a decision failed", data_process=self._process)
         finally:
             self._undecided.pop(seq, None)
-        if len(self._undecided) == _MAX_UNDECIDED - 1:
-            self.link.pause(False)
+            if len(self._undecided) == _MAX_UNDECIDED - 1:
+                self.link.pause(False)
         given_up = self._given_up.pop(seq, None)
+        if refused is not None:
+            self.link.send(Refused(seq, refused.code, refused.message, refused.retry_after or 0))
+            return
         if lease is None:
             self.link.send(NobodyLeft(seq))
             return
@@ -144,7 +162,11 @@ class LeaseSide:
         if lease is not None:
             lease.end(message.outcome, message.cached_tokens)
         elif message.seq in self._undecided:
-            self._given_up[message.seq] = message.outcome
+            deciding = self._undecided[message.seq]
+            if deciding is None:
+                self._given_up[message.seq] = message.outcome
+            else:
+                deciding.cancel()  # it may be waiting for a worker: its place is somebody else's now
         else:
             self._waiting.pop(message.seq, None)
 
@@ -171,7 +193,7 @@ class LeaseSide:
         )
         # Where the breaker would not have let it go, its end tells the breaker nothing.
         permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
-        lease = LocalLease(server.routing, decision, permit, guard, None)
+        lease = LocalLease(server.routing, decision, permit, guard, None, worker.model_id, "")
         lease.on_expire = lambda: self.link.send(Expired(message.seq))
         self._leases[message.seq] = lease
 
@@ -179,6 +201,9 @@ class LeaseSide:
         self._server.left(self)
         leases, self._leases = self._leases, {}
         self._waiting.clear()
+        for deciding in list(self._undecided.values()):
+            if deciding is not None:
+                deciding.cancel()
         for lease in leases.values():
             lease.end(Outcome.CLIENT_GONE)
         if self._process is not None:
@@ -192,8 +217,16 @@ async def _rest(started: Coroutine[object, None, None], awaited: object) -> None
 
 @types.coroutine
 def _going_on(started: Coroutine[object, None, None], awaited: object) -> Generator[object, None, None]:
-    yield awaited
-    yield from started
+    try:
+        while True:
+            try:
+                yield awaited
+            except BaseException as error:
+                awaited = started.throw(error)
+            else:
+                awaited = started.send(None)
+    except StopIteration:
+        pass
 
 
 def _chosen(seq: int, decision: RouteDecision) -> Chosen:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.errors import ErrorCode, QueueFull, QueueTimeout, RouterError
 from sgl_router.observability.outcome import Outcome
 from sgl_router.policies import Facts, RouteDecision, Unmatched
 from sgl_router.routing.local import LocalLease
@@ -31,8 +32,10 @@ from .wire import (
     Fleet,
     FromRouting,
     Hashing,
+    Held,
     Hello,
     NobodyLeft,
+    Refused,
     WorkerGone,
     WorkerState,
     from_routing,
@@ -77,6 +80,7 @@ class RemoteRouting:
         process: int = 0,
         max_model_lens: Mapping[str, int | None] | None = None,
         answer_secs: float = _ANSWER_SECS,
+        wait_secs: Mapping[str, float] | None = None,
         fell_back: Callable[[str], None] = lambda model_id: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -87,6 +91,8 @@ class RemoteRouting:
         self._fallback = fallback
         self._hello = Hello(process, os.getpid(), dict(max_model_lens or {}))
         self._answer_secs = answer_secs
+        # By model, how long an answer may take that has been announced to take long.
+        self._wait_secs = {model_id: secs + answer_secs for model_id, secs in (wait_secs or {}).items()}
         self._fell_back = fell_back
         self._link: Link[FromRouting] | None = None
         self._hasher = PromptHasher()
@@ -173,7 +179,21 @@ class RemoteRouting:
             raise _Away  # gone meanwhile
         seq = next(self._numbers)
         tried_there = [number for worker in tried if (number := self._mirror.generation(worker)) is not None]
-        self._link.send(Choose(seq, ask.model_id, tokens, keys, ask.namespace, ask.unmatched, tried_there))
+        self._link.send(
+            Choose(
+                seq,
+                ask.model_id,
+                tokens,
+                keys,
+                ask.namespace,
+                ask.unmatched,
+                tried_there,
+                ask.request_id,
+                ask.streamed,
+                ask.priority,
+                ask.session,
+            )
+        )
         future: asyncio.Future[RemoteLease | None] = asyncio.get_running_loop().create_future()
         patience = self._answer_secs + (tokens / _TOKENS_PER_SEC if tokens else 0.0)
         self._undecided[seq] = (future, ask, self.clock() + patience)
@@ -232,6 +252,14 @@ class RemoteRouting:
             asked = self._undecided.pop(message.seq, None)
             if asked is not None and not asked[0].done():
                 asked[0].set_result(None)
+        elif isinstance(message, Held):
+            held = self._undecided.get(message.seq)
+            if held is not None:  # its own bound ends the wait; this one is for a routing process that hangs
+                self._undecided[message.seq] = (*held[:2], self.clock() + self._wait_secs.get(held[1].model_id, 0.0))
+        elif isinstance(message, Refused):
+            asked = self._undecided.pop(message.seq, None)
+            if asked is not None and not asked[0].done():
+                asked[0].set_exception(_refusal(message))
         elif isinstance(message, Expired):
             lease = self._leases.get(message.seq)
             if lease is not None:
@@ -279,12 +307,12 @@ class RemoteRouting:
         now, tokens = self.clock(), decision.prompt_tokens or 0
         guard = self._load.acquire(
             decision.target,
-            prefill_tokens=max(tokens - decision.matched_tokens, 0),
+            prefill_tokens=decision.uncached_tokens,
             decode_blocks=-(-tokens // max(decision.page_size, 1)),
             now=now,
         )
         permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
-        return LocalLease(self._fallback, decision, permit, guard, None)
+        return LocalLease(self._fallback, decision, permit, guard, None, worker.model_id, "")
 
     def _lost(self) -> None:
         if self._link is not None:
@@ -295,6 +323,11 @@ class RemoteRouting:
         undecided, self._undecided = self._undecided, {}
         for future, _, _ in undecided.values():
             _away(future)
+
+
+def _refusal(message: Refused) -> RouterError:
+    kind = QueueFull if message.code is ErrorCode.QUEUE_FULL else QueueTimeout
+    return kind(message.message, message.retry_after)
 
 
 def _away(future: asyncio.Future[RemoteLease | None]) -> None:

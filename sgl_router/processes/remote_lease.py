@@ -74,6 +74,6 @@ class RemoteLease:
             worker.url,
             self._model_id,
             decision.target.dp_rank,
-            0 if self._prefilled else max(tokens - decision.matched_tokens, 0),
+            0 if self._prefilled else decision.uncached_tokens,
             -(-tokens // max(decision.page_size, 1)),
         )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import structlog
 
 from sgl_router.config import Config
+from sgl_router.errors import NotAvailable
 from sgl_router.policies import make_policy
 from sgl_router.server.daemon import Daemon
 from sgl_router.server.services import Model
-from sgl_router.workers import HealthState
+from sgl_router.workers import HealthState, Target
 
 from .control import Control
 from .counts import merge
@@ -24,6 +26,7 @@ from .paths import Paths
 from .wire import Hello
 
 if TYPE_CHECKING:
+    from sgl_router.prompt import Prompt
     from sgl_router.server.services import Services
     from sgl_router.tokenization import ModelTokenizer
 
@@ -69,12 +72,20 @@ class _Unloaded:
         self.max_model_len: int | None = None
         self.prompt_counts = None
 
+    async def prompt(self, body: object) -> Prompt:
+        raise NotAvailable("this needs a tokenizer where decisions are made; expected server.processes: 1")
+
     def close(self) -> None: ...
 
 
-async def _without_tokenizers(config: Config, rng: random.Random) -> dict[str, Model]:
+async def _without_tokenizers(
+    config: Config, rng: random.Random, held_tokens: Callable[[Target], int]
+) -> dict[str, Model]:
     return {
-        model.id: Model(model, cast("ModelTokenizer", _Unloaded()), make_policy(model, rng)) for model in config.models
+        model.id: Model(
+            model, cast("ModelTokenizer", _Unloaded()), make_policy(model, rng, held_tokens=held_tokens)
+        )
+        for model in config.models
     }
 
 

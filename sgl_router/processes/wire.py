@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from sgl_router.errors import ErrorCode
 from sgl_router.observability.outcome import Outcome
 from sgl_router.policies.base import DecisionReason, Unmatched
 from sgl_router.workers.worker import HealthState, WorkerMode
@@ -21,9 +22,11 @@ __all__ = [
     "Fleet",
     "FromRouting",
     "Hashing",
+    "Held",
     "Hello",
     "Message",
     "NobodyLeft",
+    "Refused",
     "ToRouting",
     "WorkerGone",
     "WorkerState",
@@ -65,6 +68,10 @@ class Choose(Message, tag=2):
     namespace: tuple[str | None, str | None] | None
     unmatched: Unmatched | None
     tried: list[int]
+    request_id: str
+    streamed: bool
+    priority: int
+    session: str | None
 
 
 class FirstByte(Message, tag=3):
@@ -155,6 +162,21 @@ class NobodyLeft(Message, tag=15):
     seq: int
 
 
+class Held(Message, tag=18):
+    """The request waits for a worker to have room: the answer may take as long as `queue.max_wait_secs` says."""
+
+    seq: int
+
+
+class Refused(Message, tag=19):
+    """There is no lease, and this is what the client is told."""
+
+    seq: int
+    code: ErrorCode
+    message: str
+    retry_after: int
+
+
 class Expired(Message, tag=16):
     """The lease has outlived `active_load.stale_request_timeout_secs`: its request must end."""
 
@@ -162,7 +184,7 @@ class Expired(Message, tag=16):
 
 
 ToRouting = Hello | Choose | FirstByte | End | Declare | Counts
-FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Expired
+FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Held | Refused | Expired
 
 to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)
 from_routing: msgspec.msgpack.Decoder[FromRouting] = msgspec.msgpack.Decoder(FromRouting)

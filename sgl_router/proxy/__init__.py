@@ -1,7 +1,7 @@
 """The data path: a request to a worker, its answer to the client."""
 
 from .deadline import Deadline
-from .headers import RANK_HEADER, Headers, forward_headers
+from .headers import RANK_HEADER, Headers, forward_headers, header_lines, header_pairs
 from .outbound import ClientGone, DirectOutbound, Outbound
 from .pool import UpstreamExchange, UpstreamPool
 from .relay import Relayed, relay
@@ -17,5 +17,7 @@ __all__ = [
     "UpstreamExchange",
     "UpstreamPool",
     "forward_headers",
+    "header_lines",
+    "header_pairs",
     "relay",
 ]

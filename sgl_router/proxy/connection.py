@@ -10,7 +10,8 @@ import httptools
 
 from sgl_router.errors import RouterError, UpstreamBodyIncomplete, UpstreamUnreachable
 
-from .headers import CODING, CONNECTION, LENGTH, RELAYED, TRAVELS, Headers, connection_options
+from .answer_heads import AnswerHead, AnswerHeads
+from .headers import CODING, CONNECTION, LENGTH, RELAYED, TRAVELS, Headers, connection_options, header_lines
 
 __all__ = ["WHOLE_LIMIT", "Headers", "UpstreamConnection"]
 
@@ -22,8 +23,11 @@ RELAY_HIGH_WATER = 256 << 10
 MAX_HEAD_BYTES = 64 << 10
 # A larger request body is written in pieces of this size, as the worker takes them.
 UPLOAD_PIECE = 256 << 10
+# Below, a copy costs less than a second piece to write.
+JOIN_LIMIT = 32 << 10
 
-Sink = Callable[[bytes], bool]
+Sink = Callable[[bytes, bool], bool]
+"""Given bytes of the body, and whether they are the last ones. Returns whether it has taken them."""
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -45,6 +49,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_head_done",
         "_hop_options",
         "_limit",
+        "_lines",
         "_loop",
         "_lost",
         "_parser",
@@ -54,12 +59,14 @@ class UpstreamConnection(asyncio.Protocol):
         "_transport",
         "_unsent",
         "_waiter",
+        "_whole",
         "_writing_paused",
         "closed",
         "complete",
         "content_length",
         "headers",
         "idle_since",
+        "on_body",
         "status",
         "stream",
     )
@@ -69,11 +76,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._lost = lost
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._chunks: list[bytes] = []
+        self.on_body = self._chunks.append
+        """Called by the parser. What an answer's end is followed by is taken out again by `data_received`."""
+        self._whole: int | None = None  # how many chunks there were at the end of the answer
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
         # A class and its message, no instance: a kept exception would hold the frames that it passed through.
         self._failure: tuple[type[RouterError], str] | None = None
-        self._chunks: list[bytes] = []
         self._buffered = 0
         self._limit = WHOLE_LIMIT
         self._piecewise = False  # whether every piece wakes the reader
@@ -92,6 +102,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.complete = False
         self.status = 0
         self.headers: Headers = []
+        self._lines: bytes | None = None
         self.content_length: int | None = None
         self.stream = False
         self.idle_since = 0.0
@@ -113,6 +124,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._piecewise = False
         if self.closed or transport is None:
             self._fail(_NO_ANSWER)
+        elif len(body) <= JOIN_LIMIT:
+            transport.write(head + body)
         elif len(body) <= UPLOAD_PIECE:
             transport.writelines((head, body))
         else:
@@ -158,6 +171,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
         return data
+
+    @property
+    def lines(self) -> bytes:
+        """`headers` as lines."""
+        if self._lines is None:
+            self._lines = header_lines(self.headers)
+        return self._lines
 
     @property
     def unanswered(self) -> bool:
@@ -222,6 +242,10 @@ class UpstreamConnection(asyncio.Protocol):
             return
         began = self._head_done
         if not began:
+            if not self._head_bytes and not self._bodiless and (split := _HEADS.split(data)) is not None:
+                self._head_bytes = len(data)
+                self._answered(*split)
+                return
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
@@ -236,9 +260,20 @@ class UpstreamConnection(asyncio.Protocol):
             self.complete = False
             self.close()
         chunks = self._chunks
-        if chunks and self._sink is not None and self._sink(chunks[0] if len(chunks) == 1 else b"".join(chunks)):
-            chunks.clear()
-            self._buffered = 0
+        if self._whole is not None:
+            if len(chunks) > self._whole:
+                del chunks[self._whole :]
+                self.close()
+            self._whole = None
+        if self.complete and not began and self._head_bytes == len(data):
+            self._remember(data)
+        if chunks:
+            if self._sink is not None and self._sink(
+                chunks[0] if len(chunks) == 1 else b"".join(chunks), self.complete
+            ):
+                chunks.clear()
+            else:
+                self._buffered += len(data)
         if self.complete or self._failure is not None:
             self._wake()
         elif self._head_done:
@@ -248,6 +283,23 @@ class UpstreamConnection(asyncio.Protocol):
             if over and not self._reading_paused and self._transport is not None:
                 self._reading_paused = True
                 self._transport.pause_reading()
+
+    def _answered(self, head: AnswerHead, body: bytes) -> None:
+        """All of an answer, with a head that needs no parser: it does not get to see this message."""
+        self.status, self.headers, self._lines = head
+        self.content_length = len(body)
+        self.stream = self._chunked = False
+        self._head_done = self.complete = True
+        self._busy = False
+        if body:
+            self._chunks.append(body)
+        self._wake()
+
+    def _remember(self, data: bytes) -> None:
+        """`data` was a whole answer; its head is worth keeping where the length alone says where the body ends."""
+        framed = self.content_length is not None and not self._chunked and self.status not in (204, 304)
+        if framed and not (self.stream or self._bodiless or self.closed or self._hop_options):
+            _HEADS.learn(data, AnswerHead(self.status, self.headers, self.lines))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -276,6 +328,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.close()  # a second answer to one request: whose it is cannot be told
             return
         self.headers = []
+        self._lines = None
         self.content_length = None
         self.stream = False
         self._chunked = self._distrusted = False
@@ -319,19 +372,13 @@ class UpstreamConnection(asyncio.Protocol):
         if self._bodiless:
             self._end()
 
-    def on_body(self, body: bytes) -> None:
-        if self.complete:
-            self.close()
-        elif self._head_done:
-            self._chunks.append(body)
-            self._buffered += len(body)
-
     def on_message_complete(self) -> None:
         if self._head_done and not self.complete:
             self._end()
 
     def _end(self) -> None:
         self.complete, self._busy = True, False
+        self._whole = len(self._chunks)
         if not self._parser.should_keep_alive():
             self.close()
 
@@ -339,4 +386,5 @@ class UpstreamConnection(asyncio.Protocol):
         return self._head_done and sum(len(name) + len(value) for name, value in self.headers) <= MAX_HEAD_BYTES
 
 
+_HEADS = AnswerHeads()
 _NO_ANSWER = "the worker closed the connection before answering"

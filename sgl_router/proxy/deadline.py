@@ -24,11 +24,10 @@ class Deadline:
     __slots__ = ("_at", "_error", "_fired", "_looked_at", "_slot", "_task", "_wheel")
 
     def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
+        task = asyncio.current_task()
         assert task is not None, "a Deadline belongs to a task"
         self._task: asyncio.Task[object] = task
-        self._wheel = wheel_of(loop)
+        self._wheel = wheel_of(task.get_loop())
         self._slot = 0
         self._looked_at = _NEVER
         self._error: Callable[[], RouterError] | None = None

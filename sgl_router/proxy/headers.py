@@ -15,9 +15,12 @@ __all__ = [
     "Headers",
     "connection_options",
     "forward_headers",
+    "header_lines",
+    "header_pairs",
 ]
 
 Headers = list[tuple[bytes, bytes]]
+"""Names and values. What is sent many times is kept as the lines they make (`header_lines`), which are bytes."""
 
 RANK_HEADER = b"x-data-parallel-rank"
 
@@ -72,6 +75,20 @@ def forward_headers(incoming: Iterable[tuple[bytes, bytes]]) -> Headers:
         elif kind == CONNECTION and value != b"keep-alive":
             named |= connection_options(value)
     return [pair for pair in kept if pair[0] not in named] if named else kept
+
+
+def header_lines(headers: Headers) -> bytes:
+    """As they stand in a head, each with its CRLF in front. ValueError where one would break out of its line."""
+    lines = b"".join([b"\r\n%b: %b" % pair for pair in headers])
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        raise ValueError("a header contains a line break")
+    return lines
+
+
+def header_pairs(lines: bytes) -> Headers:
+    """What `header_lines` was made of."""
+    pairs = [line.partition(b": ") for line in lines.split(b"\r\n")[1:]]
+    return [(name, value) for name, _, value in pairs]
 
 
 def connection_options(value: bytes) -> set[bytes]:

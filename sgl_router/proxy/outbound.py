@@ -16,16 +16,17 @@ class ClientGone(Exception):
 class Outbound(Protocol):
     """One answer to one client. Either `send` once, or `start`, any number of `write`, then `end`.
 
-    `write` returns when the client may be sent more: that is the back-pressure. All raise ClientGone.
+    Headers are pairs, or their lines. `write` returns when the client may be sent more: that is the back-pressure. All
+    raise ClientGone.
     """
 
     @property
     def started(self) -> bool:
         """Whether the status line is out: from then on nothing may be retried or answered otherwise."""
 
-    async def send(self, status: int, headers: Headers, body: bytes) -> None: ...
+    async def send(self, status: int, headers: Headers | bytes, body: bytes) -> None: ...
 
-    async def start(self, status: int, headers: Headers) -> None: ...
+    async def start(self, status: int, headers: Headers | bytes) -> None: ...
 
     async def write(self, data: bytes) -> None: ...
 
@@ -41,8 +42,9 @@ class DirectOutbound(Outbound, Protocol):
     An Outbound without `try_write` is served by `write` alone.
     """
 
-    def try_write(self, data: bytes) -> bool:
-        """Write `data` now, after `start` and before `end`, if the client may be sent more at this moment.
+    def try_write(self, data: bytes, last: bool = False) -> bool:
+        """Write `data` now, after `start` and before `end`, if the client may be sent more at this moment; where it is
+        the `last`, the end too: `end` then only waits.
 
         False: nothing was taken, because the client is slow, or gone, or the answer is over; `write` is then called
         with the same data and waits or says why. Never raises, never waits; called from the worker's `data_received`.

@@ -14,6 +14,7 @@ from sgl_router.errors import ConnectFailed, RouterError, UpstreamTimeout, Upstr
 from .address import Address
 from .connection import Headers, UpstreamConnection
 from .deadline import Deadline
+from .headers import header_lines
 
 __all__ = ["UpstreamExchange", "UpstreamPool"]
 
@@ -77,15 +78,15 @@ class UpstreamPool:
         url: str,
         method: bytes,
         path: bytes,
-        headers: Headers,
+        headers: Headers | bytes,
         body: bytes,
         *,
         deadline: Deadline | None = None,
         connect_secs: float = 0.0,
         answer_secs: float = 0.0,
     ) -> UpstreamExchange:
-        """Send, and wait for the head of an event stream, for all of any other answer. Raises ConnectFailed,
-        UpstreamUnreachable and UpstreamBodyIncomplete.
+        """Send, and wait for the head of an event stream, for all of any other answer. `headers`: pairs, or their
+        lines. Raises ConnectFailed, UpstreamUnreachable and UpstreamBodyIncomplete.
 
         With a `deadline`, a connection must be had within `connect_secs` (name, handshakes, waiting in line), and the
         answer within `answer_secs` of the call; the deadline is left armed.
@@ -97,11 +98,10 @@ class UpstreamPool:
         if address is None:
             address = self._addresses[url] = Address(url, self._max_connections)
         answer_by = self._clock() + answer_secs
-        parts = [method, b" ", path, b" HTTP/1.1\r\nhost: ", address.authority]
-        for name, value in headers:
-            parts += b"\r\n", name, b": ", value
-        parts.append(b"\r\ncontent-length: %d\r\n\r\n" % len(body))
-        head = b"".join(parts)
+        lines = headers if isinstance(headers, bytes) else header_lines(headers)
+        head = b"%b %b HTTP/1.1\r\nhost: %b%b\r\ncontent-length: %d\r\n\r\n" % (
+            method, path, address.authority, lines, len(body)
+        )  # fmt: skip
         connection = address.take(answer_by - answer_secs - IDLE_SECS)
         retried = False
         while True:

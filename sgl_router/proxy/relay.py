@@ -7,7 +7,6 @@ from collections.abc import Callable
 from sgl_router.errors import UpstreamTimeout
 
 from .deadline import Deadline
-from .headers import Headers
 from .outbound import Outbound
 from .pool import UpstreamExchange
 from .usage import UsageTail
@@ -34,7 +33,7 @@ async def relay(
     *,
     deadline: Deadline,
     idle_secs: float,
-    added_headers: Headers,
+    added_lines: bytes,
     first_byte: Callable[[], None],
 ) -> None:
     """Pass status, headers and body through. `first_byte` is called once, when the answer's body begins.
@@ -44,7 +43,7 @@ async def relay(
     """
     connection = exchange.connection
     relayed.status = status = connection.status
-    headers = connection.headers + added_headers
+    headers = connection.lines + added_lines
     # A client that does not read is not the worker's silence: no deadline runs while it is written to.
     if connection.complete and not connection.stream:
         deadline.disarm()
@@ -64,12 +63,13 @@ async def relay(
         return UpstreamTimeout(f"the worker sent nothing for {idle_secs:g} s in the middle of its answer")
 
     sink = None
-    try_write: Callable[[bytes], bool] | None = getattr(out, "try_write", None)
+    try_write: Callable[[bytes, bool], bool] | None = getattr(out, "try_write", None)
     if try_write is not None:
 
-        def sink(piece: bytes) -> bool:
-            """Runs in the worker's `data_received`: an event goes out without waking this task."""
-            if not try_write(piece):
+        def sink(piece: bytes, last: bool) -> bool:
+            """Runs in the worker's `data_received`: an event goes out without waking this task, and the end of the
+            answer with the last one."""
+            if not try_write(piece, last):
                 return False
             relayed.bytes_out += len(piece)
             relayed.usage.feed(piece)
@@ -77,7 +77,7 @@ async def relay(
             return True
 
     while piece is not None:
-        if sink is None or not sink(piece):
+        if sink is None or not sink(piece, connection.complete):
             deadline.disarm()
             await out.write(piece)
             relayed.bytes_out += len(piece)

@@ -26,7 +26,9 @@ class UsageTail:
 
     def cached_tokens(self) -> int | None:
         """The last count reported, None where there is none."""
-        tail = b"".join((self._first, self._second, self._third, self._last))[-_SEARCHED_BYTES:]
+        tail = self._last
+        if len(tail) < _SEARCHED_BYTES and self._third:
+            tail = b"".join((self._first, self._second, self._third, tail))[-_SEARCHED_BYTES:]
         end = len(tail)
         while (start := tail.rfind(_KEY, 0, end)) >= 0:
             count = _COUNT.match(tail, start + len(_KEY))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .ask import Ask
+from .decision_log import DecisionLog
 from .lease import Lease, Routing
 from .local import LocalRouting
 
-__all__ = ["Ask", "Lease", "LocalRouting", "Routing"]
+__all__ = ["Ask", "DecisionLog", "Lease", "LocalRouting", "Routing"]

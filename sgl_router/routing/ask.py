@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,20 +15,44 @@ __all__ = ["Ask"]
 
 class Ask:
     """One request for one model. `unmatched` says why the prompt cannot be looked up; else `prompt` and `namespace`
-    are there. `facts` are what the first lookup found: a second attempt at the same request uses them again."""
+    are there. `facts` are what the first lookup found: a second attempt at the same request uses them again.
 
-    __slots__ = ("facts", "model_id", "namespace", "prompt", "unmatched")
+    `streamed`: the answer's first byte will come with its first token. `priority`: higher goes first where requests
+    have to wait. `session`: what the client calls the conversation. `held` is called where the request has to wait.
+    """
+
+    __slots__ = (
+        "facts",
+        "held",
+        "model_id",
+        "namespace",
+        "priority",
+        "prompt",
+        "request_id",
+        "session",
+        "streamed",
+        "unmatched",
+    )
 
     def __init__(
         self,
         model_id: str,
+        request_id: str = "",
         *,
         prompt: Prompt | None = None,
         namespace: Namespace | None = None,
         unmatched: Unmatched | None = None,
+        streamed: bool = True,
+        priority: int = 0,
+        session: str | None = None,
     ) -> None:
         self.model_id = model_id
         self.prompt = prompt
         self.namespace = namespace
         self.unmatched = unmatched
+        self.request_id = request_id
+        self.streamed = streamed
+        self.priority = priority
+        self.session = session
         self.facts: Facts | None = None
+        self.held: Callable[[], None] | None = None

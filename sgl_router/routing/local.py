@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from msgspec import structs
 
 from sgl_router.observability.outcome import Outcome
-from sgl_router.policies import Facts, Unmatched
+from sgl_router.policies import Facts, KvCost, Unmatched
 from sgl_router.workers import BreakerState
 
+from .decision_log import DecisionLog
+from .waiting_room import WaitingRoom
+
 if TYPE_CHECKING:
-    from sgl_router.kv_events import Expectation, KvIndex
+    from sgl_router.config import QueueConfig
+    from sgl_router.kv_events import Expectation, KvIndex, PromptMatch
     from sgl_router.observability import Metrics
     from sgl_router.policies import ActiveLoad, LoadGuard, Policy, RouteDecision
-    from sgl_router.workers import Permit, Worker, WorkerRegistry
+    from sgl_router.workers import Permit, Target, Worker, WorkerRegistry
 
     from .ask import Ask
 
-__all__ = ["LocalRouting"]
+__all__ = ["Explanation", "LocalLease", "LocalRouting"]
+
+
+class Explanation(NamedTuple):
+    """What would be decided for a request now. `decision` is None where there is no candidate."""
+
+    decision: RouteDecision | None
+    candidates: Sequence[Target]
+    match: PromptMatch | None
+    would_wait: bool
+    waiting: int
 
 
 class LocalRouting:
-    """The registry's candidates, the index's match, the model's policy, in one turn of the loop where it can be."""
+    """The registry's candidates, the index's match, the model's policy, in one turn of the loop where it can be.
+
+    `queues`: the models whose requests wait here while every worker has enough to do; their policy is `kv_cost`.
+    """
 
     def __init__(
         self,
@@ -33,6 +52,8 @@ class LocalRouting:
         metrics: Metrics,
         *,
         expecting: bool = True,
+        queues: Mapping[str, QueueConfig] | None = None,
+        decisions: DecisionLog | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
@@ -42,14 +63,29 @@ class LocalRouting:
         self._metrics = metrics
         self._expecting = expecting
         self._clock = clock
+        self.decisions = decisions or DecisionLog(keep=0, sample=0.0)
+        self.rooms = {
+            model_id: self._room(model_id, settings) for model_id, settings in (queues or {}).items()
+        }
 
     async def choose(self, ask: Ask, tried: set[Worker]) -> LocalLease | None:
+        """Raises QueueFull and QueueTimeout where requests wait."""
         policy = self._policies[ask.model_id]
         facts = ask.facts
         if facts is None:
             facts = ask.facts = await self._look_up(ask, policy)
         now = self._clock()
         candidates = self._registry.candidates(ask.model_id, now)
+        room = self.rooms.get(ask.model_id) if self.rooms else None
+        if room is not None and candidates and not tried and not room.free(candidates, now):
+            if ask.held is not None:
+                ask.held()
+            lease = await room.wait(ask, facts)
+            if lease is not None:
+                lease.waited_secs = self._clock() - now
+                return lease
+            now = self._clock()
+            candidates = self._registry.candidates(ask.model_id, now)
         while True:
             if tried:
                 candidates = [target for target in candidates if target.worker not in tried]
@@ -62,39 +98,115 @@ class LocalRouting:
             # Half-open, and its one probe was taken between the filter and here.
             tried = tried | {decision.target.worker}
 
+    async def explain(self, ask: Ask) -> Explanation:
+        """What `choose` would decide now, with every candidate's costs; nothing is charged or remembered."""
+        policy = self._policies[ask.model_id]
+        facts = structs.replace(await self._look_up(ask, policy), explain=True, dry=True)
+        now = self._clock()
+        candidates = self._registry.candidates(ask.model_id, now)
+        room = self.rooms.get(ask.model_id)
+        return Explanation(
+            policy.select(candidates, facts) if candidates else None,
+            candidates,
+            facts.match,
+            would_wait=room is not None and bool(candidates) and not room.free(candidates, now),
+            waiting=len(room) if room is not None else 0,
+        )
+
+    def changed(self, model_id: str) -> None:
+        """A target may have room now."""
+        if self.rooms:
+            room = self.rooms.get(model_id)
+            if room is not None:
+                room.changed()
+
     async def _look_up(self, ask: Ask, policy: Policy) -> Facts:
         if not policy.needs_prompt:
             return Facts(unmatched=Unmatched.NOT_ASKED)
-        prompt = ask.prompt
+        prompt, explain = ask.prompt, self.decisions.sampled()
         if prompt is None:
-            return Facts(unmatched=ask.unmatched)
+            return Facts(unmatched=ask.unmatched, session=ask.session, explain=explain)
         if ask.namespace is None:
-            return Facts(prompt_tokens=len(prompt), unmatched=ask.unmatched)
+            return Facts(
+                prompt_tokens=len(prompt), unmatched=ask.unmatched, session=ask.session, explain=explain
+            )
         match = await self._index.match(ask.model_id, prompt, ask.namespace)
-        return Facts(match=match, prompt_tokens=len(prompt))
+        return Facts(match=match, prompt_tokens=len(prompt), session=ask.session, explain=explain)
+
+    def _room(self, model_id: str, settings: QueueConfig) -> WaitingRoom:
+        policy = self._policies[model_id]
+        if not isinstance(policy, KvCost):
+            raise TypeError(f"model {model_id!r}: a queue goes by costs, which {type(policy).__name__} does not have")
+        return WaitingRoom(
+            model_id,
+            policy,
+            settings,
+            self._metrics,
+            candidates=lambda: self._registry.candidates(model_id, self._clock()),
+            look_up=self._look_up_again,
+            admit=self._admit,
+            clock=self._clock,
+        )
+
+    def _look_up_again(self, ask: Ask) -> Facts:
+        """What the index says of a prompt that has been looked up before; the old word where that cannot be had in
+        this turn."""
+        facts = ask.facts
+        assert facts is not None
+        if facts.match is None or ask.prompt is None or ask.namespace is None:
+            return facts
+        matching = self._index.match(ask.model_id, ask.prompt, ask.namespace)
+        try:
+            matching.send(None)
+        except StopIteration as found:
+            facts = ask.facts = structs.replace(facts, match=found.value)
+        else:
+            matching.close()
+        return facts
+
+    def _admit(self, ask: Ask, decision: RouteDecision) -> LocalLease | None:
+        now = self._clock()
+        permit = decision.target.worker.breaker.acquire(now)
+        if permit is None:
+            return None
+        return self._lease(ask, self._policies[ask.model_id], decision, permit, now)
 
     def _lease(self, ask: Ask, policy: Policy, decision: RouteDecision, permit: Permit, now: float) -> LocalLease:
         if policy.needs_prompt:
             metrics = self._metrics
-            metrics.decisions.labels(ask.model_id, decision.reason.value).inc()
+            metrics.decisions.labels(ask.model_id, decision.reason._value_).inc()
             metrics.overlap.labels(ask.model_id).observe(decision.matched_blocks)
-        tokens = decision.prompt_tokens or 0
         guard = self._load.acquire(
             decision.target,
-            prefill_tokens=max(tokens - decision.matched_tokens, 0),
-            decode_blocks=-(-tokens // max(decision.page_size, 1)),
+            prefill_tokens=decision.uncached_tokens,
+            decode_blocks=-(-(decision.prompt_tokens or 0) // max(decision.page_size, 1)),
             now=now,
+            streamed=ask.streamed,
         )
         expectation = None
         if self._expecting and ask.prompt is not None and ask.namespace is not None:
             expectation = self._index.expect(decision.target, ask.prompt, ask.namespace)
-        return LocalLease(self, decision, permit, guard, expectation)
+        lease = LocalLease(self, decision, permit, guard, expectation, ask.model_id, ask.request_id)
+        self.decisions.add(lease)
+        return lease
 
 
 class LocalLease:
-    """See `Lease`."""
+    """See `Lease`. It says what came of it, as far as it has come: `first_byte_secs` is from the decision on."""
 
-    __slots__ = ("_expectation", "_guard", "_permit", "_routing", "decision")
+    __slots__ = (
+        "_expectation",
+        "_guard",
+        "_permit",
+        "_routing",
+        "cached_tokens",
+        "decision",
+        "first_byte_secs",
+        "model_id",
+        "outcome",
+        "request_id",
+        "waited_secs",
+    )
 
     def __init__(
         self,
@@ -103,12 +215,25 @@ class LocalLease:
         permit: Permit,
         guard: LoadGuard,
         expectation: Expectation | None,
+        model_id: str,
+        request_id: str,
     ) -> None:
         self._routing: LocalRouting | None = routing
         self.decision = decision
         self._permit = permit
         self._guard = guard
         self._expectation = expectation
+        self.model_id = model_id
+        self.request_id = request_id
+        self.waited_secs = 0.0
+        self.first_byte_secs: float | None = None
+        self.cached_tokens: int | None = None
+        self.outcome: Outcome | None = None
+
+    @property
+    def decided_at(self) -> float:
+        """Monotonic seconds."""
+        return self._guard.started
 
     @property
     def on_expire(self) -> Callable[[], None] | None:
@@ -119,8 +244,11 @@ class LocalLease:
         self._guard.on_expire = callback
 
     def first_byte(self, status: int) -> None:
-        if self._routing is None:
+        routing = self._routing
+        if routing is None:
             return
+        now = routing._clock()
+        self.first_byte_secs = now - self._guard.started
         self._guard.first_byte()
         if self._expectation is not None:
             self._expectation.first_byte()
@@ -128,12 +256,15 @@ class LocalLease:
         # worker on one request. In the closed state success is told at the end, so that a worker that breaks every
         # stream half way still opens it.
         if status < 400 and self.decision.target.worker.breaker.state is BreakerState.HALF_OPEN:
-            self._permit.success(self._routing._clock())
+            self._permit.success(now)
+        if routing.rooms:
+            routing.changed(self.model_id)
 
     def end(self, outcome: Outcome, cached_tokens: int | None = None) -> None:
         routing, self._routing = self._routing, None
         if routing is None:
             return
+        self.outcome, self.cached_tokens = outcome, cached_tokens
         self._guard.release()
         now, permit, decision = routing._clock(), self._permit, self.decision
         worker = decision.target.worker
@@ -151,8 +282,12 @@ class LocalLease:
                 again.failure(now)
         else:
             permit.release(now)
-        if self._expectation is not None and outcome is not Outcome.COMPLETED:
-            self._expectation.end()
+        # What the log of decisions keeps must not keep the prompt's keys.
+        expectation, self._expectation = self._expectation, None
+        if expectation is not None and outcome is not Outcome.COMPLETED:
+            expectation.end()
         worker.stats.count(outcome._value_)
         if cached_tokens is not None and outcome is Outcome.COMPLETED and decision.unmatched is None:
             routing._index.reported(decision.target, decision.matched_tokens, cached_tokens, decision.epoch)
+        if routing.rooms:
+            routing.changed(self.model_id)

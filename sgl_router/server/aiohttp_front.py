@@ -14,8 +14,10 @@ from multidict import CIMultiDict
 
 from sgl_router.errors import BadRequest, BodyTooLarge, RouteNotFound, RouterError
 from sgl_router.observability.metrics import CONTENT_TYPE
-from sgl_router.proxy import ClientGone, Headers
+from sgl_router.proxy import ClientGone, Headers, forward_headers, header_lines, header_pairs
+from sgl_router.routing import LocalRouting
 
+from .decisions import decisions_view, explain_view
 from .exchange import (
     SERVER,
     UNMATCHED,
@@ -77,6 +79,9 @@ def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunn
     app.router.add_get("/readyz", _view(lambda: readiness_view(services)))
     app.router.add_get("/workers", _view(lambda: (200, workers_view(services))))
     app.router.add_get("/metrics", _metrics(services))
+    if isinstance(services.routing, LocalRouting):
+        app.router.add_get("/internal/decisions", _decisions(services.routing))
+        app.router.add_post("/internal/explain", _explain(services, services.routing))
     app.router.add_get(SNAPSHOT_PATH, snapshot_route(services.index), allow_head=False)
     return web.AppRunner(
         app,
@@ -108,12 +113,12 @@ class _AiohttpOutbound:
     def started(self) -> bool:
         return self.response is not None
 
-    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send(self, status: int, headers: Headers | bytes, body: bytes) -> None:
         response = web.Response(status=status, headers=self._headers(headers), body=body)
         await self._prepare(response)
         await self._guard(response.write_eof())
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers | bytes) -> None:
         response = web.StreamResponse(status=status, headers=self._headers(headers))
         if self._request.version < HttpVersion11:
             response.force_close()  # the end of the connection is the end of the body
@@ -147,8 +152,9 @@ class _AiohttpOutbound:
         except ConnectionError as error:
             raise ClientGone from error
 
-    def _headers(self, headers: Headers) -> CIMultiDict[str]:
-        result: CIMultiDict[str] = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in headers)
+    def _headers(self, headers: Headers | bytes) -> CIMultiDict[str]:
+        pairs = header_pairs(headers) if isinstance(headers, bytes) else headers
+        result: CIMultiDict[str] = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in pairs)
         result["x-request-id"] = self._request_id
         return result
 
@@ -158,7 +164,8 @@ def _data_route(services: Services, serve: Serve) -> _Handler:
         headers: Headers = list(request.raw_headers)
         out = _AiohttpOutbound(request, request[_ID], services)
         body = await _read_body(request, services.config.server.max_body_bytes)
-        inbound = Inbound(request.method, request.path, headers, body, request[_ID])
+        forwarded = header_lines(forward_headers(headers))
+        inbound = Inbound(request.method, request.path, headers, forwarded, body, request[_ID])
         try:
             await serve(services, inbound, out)
         except ClientGone:
@@ -208,6 +215,25 @@ def _metrics(services: Services) -> _Handler:
         return web.Response(body=services.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
     return handle
+
+
+def _decisions(routing: LocalRouting) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return _json(decisions_view(routing, request.query.get("limit")))
+
+    return handle
+
+
+def _explain(services: Services, routing: LocalRouting) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        body = await _read_body(request, services.config.server.max_body_bytes)
+        return _json(await explain_view(services, routing, list(request.raw_headers), body))
+
+    return handle
+
+
+def _json(answer: dict[str, Any]) -> web.Response:
+    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
 def _observe(exchanges: Exchanges, routes: Routes) -> Any:

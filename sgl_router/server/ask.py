@@ -2,35 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from sgl_router.config import PolicyName
 from sgl_router.kv_events import DEFAULT_NAMESPACE, Namespace
 from sgl_router.policies import Unmatched
 from sgl_router.routing import Ask
 from sgl_router.tokenization import Unrenderable
 
 if TYPE_CHECKING:
+    from sgl_router.proxy import Headers
+
     from .body import JsonObject
     from .services import Model
 
 __all__ = ["make_ask"]
 
+_PRIORITY_HEADER = b"x-smg-priority"
+# As the SGLang Model Gateway names them.
+_CLASSES = {"bulk": -1, "default": 0, "interactive": 1, "system": 2}
+_NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
+_MAX_HEADER = 256
 
-async def make_ask(model: Model, adapter: str | None, chat: JsonObject) -> Ask:
+
+async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers: Headers, request_id: str) -> Ask:
     """Render and tokenize. Never raises for a chat that cannot be rendered: that is a fact too."""
+    ask = Ask(model.id, request_id)
     if not model.policy.needs_prompt:
-        return Ask(model.id, unmatched=Unmatched.NOT_ASKED)
+        ask.unmatched = Unmatched.NOT_ASKED
+        return ask
     try:
-        prompt = await model.tokenizer.prompt(chat)
+        ask.prompt = await model.tokenizer.prompt(chat)
     except Unrenderable as error:
-        return Ask(model.id, unmatched=Unmatched(error.reason.value))
-    namespace = _namespace(chat, adapter)
-    return Ask(
-        model.id,
-        prompt=prompt,
-        namespace=namespace,
-        unmatched=Unmatched.NAMESPACE if namespace is None else None,
-    )
+        ask.unmatched = Unmatched(error.reason.value)
+    else:
+        ask.namespace = _namespace(chat, adapter)
+        if ask.namespace is None:
+            ask.unmatched = Unmatched.NAMESPACE
+    if model.config.policy is PolicyName.KV_COST:
+        ask.streamed = "stream" in chat and chat["stream"] is True
+        ask.priority = _priority(chat, headers)
+        ask.session = _header(headers, model.session_header)
+    return ask
+
+
+def _priority(chat: JsonObject, headers: Headers) -> int:
+    """The body's number, else the header's class or number. What is neither is no reason to refuse a request here."""
+    stated = chat.get("priority")
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        return stated
+    text = (_header(headers, _PRIORITY_HEADER) or "").strip().lower()
+    if text in _CLASSES:
+        return _CLASSES[text]
+    return int(text) if _NUMBER.fullmatch(text) else 0
+
+
+def _header(headers: Headers, wanted: bytes) -> str | None:
+    for name, value in headers:
+        if len(name) == len(wanted) and name.lower() == wanted:
+            return value.decode("latin-1")[:_MAX_HEADER] or None
+    return None
 
 
 def _namespace(chat: JsonObject, adapter: str | None) -> Namespace | None:

@@ -19,6 +19,7 @@ _SMALLEST_MEMBER = len('"":0,')
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.json.Decoder().decode
+_UNKNOWN = object()
 _BYTE_AT = re.compile(r"\(byte (\d+)\)")
 
 
@@ -32,8 +33,9 @@ class JsonObject(Mapping[str, Any]):
         self._decoded: dict[str, Any] = {}
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._decoded:
-            return self._decoded[name]
+        value = self._decoded.get(name, _UNKNOWN)
+        if value is not _UNKNOWN:
+            return value
         raw = self._fields[name]
         try:
             value = self._decoded[name] = _decode_value(raw)
@@ -87,7 +89,7 @@ def parse_chat(body: bytes) -> JsonObject:
     chat = parse_object(body)
     model = _field(chat, "model", str, "a string")
     _field(chat, "messages", list, "an array")
-    if "stream" in chat:
+    if "stream" in chat._fields:
         _field(chat, "stream", bool, "a boolean")
     if not model:
         raise BadRequest("'model' is an empty string; expected a model id", "model")
@@ -95,7 +97,7 @@ def parse_chat(body: bytes) -> JsonObject:
 
 
 def _field(chat: JsonObject, name: str, kind: type, expected: str) -> Any:
-    if name not in chat:
+    if name not in chat._fields:
         raise BadRequest(f"'{name}' is missing; expected {expected}", name)
     value = chat[name]
     if not isinstance(value, kind):
@@ -116,15 +118,16 @@ def _limit_members(body: bytes) -> None:
 def _each_key_once(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
     """Whether `body` is exactly `fields`. The decoder keeps one value of a repeated key, so a body with a repetition is
     longer than what is kept of it. False may also mean unusual white space, or a key written with escapes."""
-    keys = [b'"%b"' % name.encode("utf-8", "surrogatepass") for name in fields]
-    values = list(fields.values())
-    # Each pair has a colon and a comma, but for the last, whose comma's place the braces take one of.
-    compact = sum(map(len, keys)) + sum(len(memoryview(value)) for value in values) + 2 * len(keys) + bool(keys)
-    if len(body) == compact + (not keys) * 2:
+    if not fields:
+        return len(body) == 2
+    # Each pair has two quotes, a colon and a comma, but for the last, whose comma's place the braces take one of.
+    # Keys that are not ASCII are longer than this says: a body is never shorter than what is kept of it.
+    compact = sum(map(len, fields)) + sum([len(memoryview(raw)) for raw in fields.values()]) + 4 * len(fields) + 1
+    if len(body) == compact:
         return True
-    if len(body) != compact + max(2 * len(keys) - 1, 0):
+    if len(body) != compact + 2 * len(fields) - 1:
         return False
-    spaced = b", ".join([b": ".join(pair) for pair in zip(keys, values, strict=True)])
+    spaced = b", ".join([b'"%b": %b' % (name.encode("utf-8", "surrogatepass"), raw) for name, raw in fields.items()])
     return body == b"{%b}" % spaced
 
 

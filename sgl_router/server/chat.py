@@ -18,7 +18,7 @@ from sgl_router.errors import (
     UpstreamUnreachable,
 )
 from sgl_router.observability import Outcome, RequestRecord
-from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Headers, Outbound, Relayed, forward_headers, relay
+from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Outbound, Relayed, header_lines, relay
 
 from .ask import make_ask
 from .body import parse_chat
@@ -39,6 +39,13 @@ log = structlog.get_logger(__name__)
 # A worker that cannot even be connected to has seen nothing of the request, so another may be asked.
 MAX_ATTEMPTS = 3
 ERROR_EVENT_SECS = 5.0
+# How a worker did, by what its answer ended with; anything else is the router's own failure.
+_OUTCOMES: dict[type[Exception], Outcome] = {
+    UpstreamTimeout: Outcome.TIMEOUT,
+    UpstreamBodyIncomplete: Outcome.INCOMPLETE,
+    UpstreamUnreachable: Outcome.UNREACHABLE,
+    StaleRequestExpired: Outcome.EXPIRED,
+}
 
 
 async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> None:
@@ -49,8 +56,8 @@ async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> Non
         chat = parse_chat(inbound.body)
         model, adapter = services.model(chat["model"])
         record.model_id = model.id
-        ask = await make_ask(model, adapter, chat)
-        await _Dispatch(services, inbound, out, record, relayed).run(ask)
+        ask = await make_ask(model, adapter, chat, inbound.headers, inbound.request_id)
+        await _dispatch(services, inbound, out, record, relayed, ask)
     except RouterError as error:
         await _answer_error(out, record, relayed, error, services)
     except (ClientGone, asyncio.CancelledError):
@@ -78,7 +85,7 @@ async def _answer_error(
     if not out.started:
         status, headers, body = error_response(error)
         record.status = status
-        await out.send(status, headers + _decision_headers(record.decision), body)
+        await out.send(status, header_lines(headers) + _decision_lines(record.decision), body)
     elif relayed.streamed:
         try:
             await asyncio.wait_for(_end_stream(out, error), ERROR_EVENT_SECS)
@@ -93,133 +100,110 @@ async def _end_stream(out: Outbound, error: RouterError) -> None:
     await out.end()
 
 
-class _Dispatch:
-    """Sends one request to the worker that is chosen for it; to the next one where no connection can be made."""
-
-    __slots__ = ("_inbound", "_out", "_record", "_relayed", "_services")
-
-    def __init__(
-        self, services: Services, inbound: Inbound, out: Outbound, record: RequestRecord, relayed: Relayed
-    ) -> None:
-        self._services = services
-        self._inbound = inbound
-        self._out = out
-        self._record = record
-        self._relayed = relayed
-
-    async def run(self, ask: Ask) -> None:
-        record = self._record
-        tried: set[Worker] = set()
-        failure: RouterError | None = None
-        for _ in range(MAX_ATTEMPTS):
-            lease = await self._services.routing.choose(ask, tried)
-            if lease is None:
-                break
-            record.decided(lease.decision)
-            try:
-                await self._send(lease)
-                return
-            except ConnectFailed as error:
-                tried.add(lease.decision.target.worker)
-                failure = error
-            finally:
-                lease.end(record.outcome)  # over already, unless something went wrong
-        raise failure or NoHealthyWorkers(f"no healthy worker serves model {ask.model_id!r} at the moment", "model")
-
-    async def _send(self, lease: Lease) -> None:
-        """One attempt. Leaves `record.outcome` saying how it ended."""
-        services, record, inbound, decision = self._services, self._record, self._inbound, lease.decision
-        proxy = services.config.proxy
+async def _dispatch(
+    services: Services, inbound: Inbound, out: Outbound, record: RequestRecord, relayed: Relayed, ask: Ask
+) -> None:
+    """Send a request to the worker that is chosen for it; to the next one where no connection can be made."""
+    tried: set[Worker] = set()
+    failure: RouterError | None = None
+    for _ in range(MAX_ATTEMPTS):
+        lease = await services.routing.choose(ask, tried)
+        if lease is None:
+            break
+        record.decided(lease.decision)
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
         try:
-            with Deadline() as deadline:
-                lease.on_expire = lambda: deadline.fire(self._stale())
-                exchange = await services.pool.open(
-                    decision.target.worker.url,
-                    b"POST",
-                    inbound.path.encode("ascii"),
-                    self._headers(decision),
-                    inbound.body,
-                    deadline=deadline,
-                    connect_secs=proxy.connect_timeout_secs,
-                    answer_secs=proxy.request_timeout_secs,
-                )
-                with exchange:
-                    await relay(
-                        exchange,
-                        self._out,
-                        self._relayed,
-                        deadline=deadline,
-                        idle_secs=proxy.stream_idle_timeout_secs,
-                        added_headers=_decision_headers(decision),
-                        first_byte=lambda: self._first_byte(lease, exchange.status),
-                    )
-                self._completed(lease, exchange.status)
-        except UpstreamTimeout:
-            record.outcome = Outcome.TIMEOUT
-            raise
-        except UpstreamBodyIncomplete:
-            record.outcome = Outcome.INCOMPLETE
-            raise
-        except UpstreamUnreachable:
+            await _send(services, inbound, out, record, relayed, lease)
+            return
+        except ConnectFailed as error:
             record.outcome = Outcome.UNREACHABLE
-            raise
-        except StaleRequestExpired:
-            record.outcome = Outcome.EXPIRED
-            raise
+            tried.add(lease.decision.target.worker)
+            failure = error
         except ClientGone:
             raise
-        except Exception:
-            record.outcome = Outcome.INTERNAL
+        except Exception as error:
+            record.outcome = _OUTCOMES.get(type(error), Outcome.INTERNAL)
             raise
-
-    def _first_byte(self, lease: Lease, status: int) -> None:
-        lease.first_byte(status)
-        self._record.first_byte()
-
-    def _completed(self, lease: Lease, status: int) -> None:
-        record = self._record
-        if status < 400:
-            record.outcome = Outcome.COMPLETED
-            record.cached_tokens = self._relayed.usage.cached_tokens()
-        elif status in (429, 503):
-            record.outcome = Outcome.BACK_PRESSURE
-        elif status >= 500:
-            record.outcome = Outcome.WORKER_ERROR
-        else:
-            record.outcome = Outcome.CLIENT_ERROR
-        lease.end(record.outcome, record.cached_tokens)
-
-    def _stale(self) -> StaleRequestExpired:
-        outcome = "stream_closed" if self._out.started else "answered_504"
-        self._services.metrics.stale.labels(outcome).inc()
-        bound = self._services.config.active_load.stale_request_timeout_secs
-        return StaleRequestExpired(f"the request was older than {bound:g} s and has been given up")
-
-    def _headers(self, decision: RouteDecision) -> Headers:
-        headers = forward_headers(self._inbound.headers)
-        headers.append((b"x-request-id", self._inbound.request_id.encode("ascii")))
-        worker, key = decision.target.worker, self._services.worker_api_key
-        if worker.dp_size > 1:
-            headers.append((RANK_HEADER, b"%d" % decision.target.dp_rank))
-        if key is not None and all(name != b"authorization" for name, _ in headers):
-            headers.append((b"authorization", b"Bearer " + key.encode()))
-        return headers
+        finally:
+            lease.end(record.outcome)  # over already, unless something went wrong
+    raise failure or NoHealthyWorkers(f"no healthy worker serves model {ask.model_id!r} at the moment", "model")
 
 
-def _decision_headers(decision: RouteDecision | None) -> Headers:
+async def _send(
+    services: Services, inbound: Inbound, out: Outbound, record: RequestRecord, relayed: Relayed, lease: Lease
+) -> None:
+    """One attempt. Leaves `record.outcome` saying how the worker did, if it returns."""
+    decision, proxy = lease.decision, services.config.proxy
+    with Deadline() as deadline:
+        lease.on_expire = lambda: deadline.fire(_stale(services, out))
+        exchange = await services.pool.open(
+            decision.target.worker.url,
+            b"POST",
+            inbound.path.encode("ascii"),
+            _header_lines(inbound, decision, services.worker_api_key),
+            inbound.body,
+            deadline=deadline,
+            connect_secs=proxy.connect_timeout_secs,
+            answer_secs=proxy.request_timeout_secs,
+        )
+        with exchange:
+            status = exchange.connection.status
+
+            def first_byte() -> None:
+                lease.first_byte(status)
+                record.first_byte()
+
+            await relay(
+                exchange,
+                out,
+                relayed,
+                deadline=deadline,
+                idle_secs=proxy.stream_idle_timeout_secs,
+                added_lines=_decision_lines(decision),
+                first_byte=first_byte,
+            )
+    if status < 400:
+        record.outcome = Outcome.COMPLETED
+        record.cached_tokens = relayed.usage.cached_tokens()
+    elif status in (429, 503):
+        record.outcome = Outcome.BACK_PRESSURE
+    elif status >= 500:
+        record.outcome = Outcome.WORKER_ERROR
+    else:
+        record.outcome = Outcome.CLIENT_ERROR
+    lease.end(record.outcome, record.cached_tokens)
+
+
+def _stale(services: Services, out: Outbound) -> StaleRequestExpired:
+    services.metrics.stale.labels("stream_closed" if out.started else "answered_504").inc()
+    bound = services.config.active_load.stale_request_timeout_secs
+    return StaleRequestExpired(f"the request was older than {bound:g} s and has been given up")
+
+
+def _header_lines(inbound: Inbound, decision: RouteDecision, key: str | None) -> bytes:
+    """What a worker is told of the request: the client's headers, and the router's own."""
+    target = decision.target
+    lines = b"%b\r\nx-request-id: %b" % (inbound.forwarded, inbound.request_id.encode("ascii"))
+    if target.worker.dp_size > 1:
+        lines += b"\r\n%b: %d" % (RANK_HEADER, target.dp_rank)
+    if key is not None and b"\r\nauthorization: " not in lines:
+        lines += b"\r\nauthorization: Bearer " + key.encode()
+    return lines
+
+
+def _decision_lines(decision: RouteDecision | None) -> bytes:
     """Which worker was chosen (an opaque id) and why: blocks of the prompt it held, of how many a hit could cover."""
     if decision is None:
-        return []
-    why = decision.reason.value
-    text = f"reason={why}; matched={decision.matched_blocks}; total={decision.total_blocks}; page={decision.page_size}"
+        return b""
+    worker = decision.target.worker
+    text = (
+        f"\r\nx-sgl-router-worker: {worker.id}\r\nx-sgl-router-decision: reason={decision.reason._value_}"
+        f"; matched={decision.matched_blocks}; total={decision.total_blocks}; page={decision.page_size}"
+    )
     if decision.expected_blocks > decision.matched_blocks:
         text += f"; expected={decision.expected_blocks}"
     if decision.unmatched is not None:
-        text += f"; unmatched={decision.unmatched.value}"
-    if decision.target.worker.dp_size > 1:
+        text += f"; unmatched={decision.unmatched._value_}"
+    if worker.dp_size > 1:
         text += f"; dp_rank={decision.target.dp_rank}"
-    return [
-        (b"x-sgl-router-worker", decision.target.worker.id.encode("ascii")),
-        (b"x-sgl-router-decision", text.encode("ascii")),
-    ]
+    return text.encode("ascii")

@@ -12,14 +12,15 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from sgl_router import __version__
-from sgl_router.config import Config
+from sgl_router.config import Config, PolicyName
 from sgl_router.discovery import DiscoveryUnavailable, make_discovery
 from sgl_router.kv_events import KvIndex
-from sgl_router.observability import Metrics, flush_logs, watch_loop_lag
+from sgl_router.loads import LoadReport, LoadWatch
+from sgl_router.observability import ForecastCollector, Metrics, flush_logs, watch_loop_lag
 from sgl_router.policies import ActiveLoad, Janitor
 from sgl_router.proxy import UpstreamPool
-from sgl_router.routing import LocalRouting
-from sgl_router.workers import WorkerManager, WorkerRegistry, worker_api_key
+from sgl_router.routing import DecisionLog, LocalRouting
+from sgl_router.workers import Target, WorkerManager, WorkerRegistry, worker_api_key
 
 from .front import Front, make_front
 from .life import ForgetConnections, Life, count_prompts, freeze_start_up, load_models, prepare_process
@@ -28,6 +29,8 @@ from .services import Model, Services
 from .snapshot_keeper import SnapshotKeeper
 
 __all__ = ["Daemon", "StartupError"]
+
+LoadModels = Callable[[Config, random.Random, Callable[[Target], int]], Awaitable[dict[str, Model]]]
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +49,7 @@ class Daemon:
         rng: random.Random | None = None,
         listener: socket.socket | None = None,
         front: Callable[[Services], Front] | None = None,
-        models: Callable[[Config, random.Random], Awaitable[dict[str, Model]]] = load_models,
+        models: LoadModels = load_models,
     ) -> None:
         self.config = config
         self._rng = random.Random() if rng is None else rng
@@ -57,6 +60,7 @@ class Daemon:
         self._services: Services | None = None
         self._routing: LocalRouting | None = None
         self._keeper: SnapshotKeeper | None = None
+        self._watch: LoadWatch | None = None
         self.port = 0
 
     @property
@@ -86,11 +90,6 @@ class Daemon:
         if listener is None:
             [listener] = bind(config.server.host, config.server.port)
             self.port = listener.getsockname()[1]
-        try:
-            models = await self._load_models(config, self._rng)
-        except BaseException:
-            listener.close()
-            raise
         events = config.kv_events
         index = KvIndex(
             receive_high_water_mark=events.receive_high_water_mark,
@@ -101,7 +100,16 @@ class Daemon:
             expect_ttl_secs=events.expect_ttl_secs,
             max_blocks=events.max_blocks,
         )
-        registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
+        try:
+            models = await self._load_models(config, self._rng, index.held_tokens)
+        except BaseException:
+            listener.close()
+            raise
+        costed = {
+            one.id: one.kv_cost.prefill_tokens_per_sec for one in config.models if one.policy is PolicyName.KV_COST
+        }
+        load = ActiveLoad(costed, stale_secs=config.load_reports.stale_after_secs)
+        registry, pool = WorkerRegistry(), UpstreamPool()
         registry.add_listener(load)
         registry.add_listener(index)
         registry.add_listener(ForgetConnections(pool))
@@ -116,7 +124,18 @@ class Daemon:
             {model.id: model.policy for model in models.values()},
             metrics,
             expecting=events.expect_ttl_secs > 0,
+            queues={one.id: one.queue for one in config.models if one.queue.enabled},
+            decisions=DecisionLog(config.observability.decisions_kept, config.observability.decision_cost_sample),
         )
+        if costed and config.load_reports.enabled:
+            self._watch = LoadWatch(
+                self._reported,
+                wants=costed.__contains__,
+                api_key=worker_api_key(config),
+                interval_secs=config.load_reports.interval_secs,
+            )
+            registry.add_listener(self._watch)
+        metrics.register(ForecastCollector(registry, self._routing.rooms, self._watch))
         self._services = Services(
             config=config,
             models=models,
@@ -143,6 +162,11 @@ class Daemon:
         freeze_start_up()
         if self._listener is None:
             log.info("router listening", url=self.url, version=__version__, models=sorted(models), pid=os.getpid())
+
+    def _reported(self, target: Target, report: LoadReport, at: float) -> None:
+        if target.forecast is not None:
+            target.forecast.reported(report, at)
+            self.routing.changed(target.worker.model_id)
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, drain, stop. Returns the exit status. A second signal exits at once."""
@@ -182,6 +206,8 @@ class Daemon:
             self._keeper = None
         await life.end_front()
         await services.manager.stop()
+        if self._watch is not None:
+            await self._watch.stop()
         services.index.close()
         services.pool.close()
         for model in services.models.values():

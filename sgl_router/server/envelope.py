@@ -15,8 +15,8 @@ ERROR_HEADER = b"x-router-error-code"
 def error_response(error: RouterError) -> tuple[int, Headers, bytes]:
     """Status, headers and body of an error."""
     headers = [(b"content-type", b"application/json"), (ERROR_HEADER, error.code.value.encode())]
-    if error.status == 503:
-        headers.append((b"retry-after", b"1"))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
     return error.status, headers, _body(error)
 
 

@@ -45,12 +45,12 @@ class Exchanges:
 
     def begin(self, route: str, method: str) -> None:
         """`route` is a template, so that there are few."""
-        self._metrics.requests.labels(route, method if method in _METHODS else "other").inc()
-        self._in_flight.__enter__()
+        self._metrics.requests.labels(route, method if method in _METHODS else "other").value += 1
+        self._in_flight.count += 1
 
     def end(self, route: str, method: str, status: int) -> None:
         """`status` is 499 where the client left before an answer began."""
-        self._metrics.responses.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._metrics.responses.labels(route, method if method in _METHODS else "other", str(status)).value += 1
         self._in_flight.__exit__()
 
     def refusal(self, error: RouterError, allow: str = "POST") -> tuple[int, Headers, bytes]:

@@ -16,11 +16,12 @@ _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Inbound(msgspec.Struct, frozen=True):
-    """Whole body, raw header pairs in the order received."""
+    """Whole body, raw header pairs in the order received; `forwarded`: of them, what a worker is to see, as lines."""
 
     method: str
     path: str
     headers: Headers
+    forwarded: bytes
     body: bytes
     request_id: str
 

@@ -24,7 +24,7 @@ from .services import Model, Services
 if TYPE_CHECKING:
     from sgl_router.config import Config, ModelConfig
     from sgl_router.proxy import UpstreamPool
-    from sgl_router.workers import Worker
+    from sgl_router.workers import Target, Worker
 
     from .front import Front
 
@@ -93,8 +93,8 @@ class ForgetConnections:
         self._pool.forget(worker.url)
 
 
-async def load_models(config: Config, rng: random.Random) -> dict[str, Model]:
-    """Raises StartupError."""
+async def load_models(config: Config, rng: random.Random, held_tokens: Callable[[Target], int]) -> dict[str, Model]:
+    """`held_tokens`: what a target has cached. Raises StartupError."""
     loop = asyncio.get_running_loop()
     models = {}
     for position, one in enumerate(config.models):
@@ -103,7 +103,7 @@ async def load_models(config: Config, rng: random.Random) -> dict[str, Model]:
             tokenizer = await loop.run_in_executor(None, _load_tokenizer, one)
         except TokenizerLoadError as error:
             raise StartupError(f"models[{position}].tokenizer_path: {error}") from None
-        models[one.id] = Model(one, tokenizer, make_policy(one, rng))
+        models[one.id] = Model(one, tokenizer, make_policy(one, rng, held_tokens=held_tokens))
         log.info(
             "model loaded",
             model=one.id,

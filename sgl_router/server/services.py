@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sgl_router.errors import ModelNotFound
@@ -35,6 +36,10 @@ class Model:
     @property
     def id(self) -> str:
         return self.config.id
+
+    @cached_property
+    def session_header(self) -> bytes:
+        return self.config.kv_cost.session_header.lower().encode("latin-1")
 
 
 class InFlight:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sgl_router.mock.scheduler import EngineLoad
+    from sgl_router.loads import LoadReport
     from sgl_router.workers import Target
 
     from .router import Sent
@@ -56,5 +56,5 @@ class DrainingBacklog:
     def ended(self, sent: Sent, cached_tokens: int, now: float) -> None:
         pass
 
-    def load_reported(self, target: Target, load: EngineLoad, now: float) -> None:
+    def load_reported(self, target: Target, load: LoadReport, now: float) -> None:
         pass

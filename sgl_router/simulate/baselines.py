@@ -62,7 +62,7 @@ class CostPolicy:
             page_size=target.worker.info.block_size,
             prompt_tokens=facts.prompt_tokens,
             unmatched=facts.unmatched,
-            expected_blocks=max(prefix.blocks, prefix.expected_blocks) if prefix else 0,
+            expected_blocks=prefix.expected_blocks if prefix else 0,
         )
 
 

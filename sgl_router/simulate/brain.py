@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from sgl_router.mock.scheduler import EngineLoad
+    from sgl_router.loads import LoadReport
     from sgl_router.policies import Facts, Policy, RouteDecision
     from sgl_router.workers import Target
 
@@ -30,7 +30,7 @@ class Observer(Protocol):
     def ended(self, sent: Sent, cached_tokens: int, now: float) -> None:
         """`cached_tokens`: as the worker reports it with its answer."""
 
-    def load_reported(self, target: Target, load: EngineLoad, now: float) -> None:
+    def load_reported(self, target: Target, load: LoadReport, now: float) -> None:
         """As /v1/loads or the load channel would say, other routers' requests included."""
 
 
@@ -80,6 +80,8 @@ class Surroundings:
 
     rng: random.Random
     clock: Callable[[], float]
+    held_tokens: dict[Target, int]
+    """What every worker has cached, as the router's index counts it."""
     prefill_tokens_per_sec: float
     """Of one worker: what the reference baselines take for granted and a policy of the product has to learn."""
 
@@ -91,3 +93,5 @@ class Brain:
     policy: Policy
     dispatcher: Callable[[Door, Policy], Dispatcher] = Immediate
     observer: Observer | None = None
+    forecasts: Mapping[str, float] | None = None
+    """As `policies.ActiveLoad` takes them."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec import structs
+
 from sgl_router.config import ModelConfig, PolicyName
 from sgl_router.policies import Policy, make_policy
 
@@ -11,10 +13,12 @@ from .backlog import DrainingBacklog
 from .baselines import dynamo_like, min_uncached_half_queue
 from .brain import Brain, Dispatcher, Door, Surroundings
 from .late import LateShortestWork
+from .waiting import HoldBack
 
 __all__ = ["BASELINES", "make_brain", "policy_names"]
 
 _AGEING = 0.5
+_MODEL = ModelConfig(id="sim", tokenizer_path="sim")
 
 
 def _dynamo(around: Surroundings) -> Brain:
@@ -44,18 +48,31 @@ BASELINES: dict[str, Callable[[Surroundings], Brain]] = {
 }
 """What only the simulator has."""
 
+QUEUED = "kv_cost+queue"
+"""`kv_cost` with requests held back in the router."""
+
 
 def policy_names() -> list[str]:
     """The product's policies, then the baselines."""
-    return [name.value for name in PolicyName] + list(BASELINES)
+    return [name.value for name in PolicyName] + [QUEUED, *BASELINES]
 
 
-def make_brain(name: str, around: Surroundings) -> Brain:
-    """The product's policy of that name with the product's defaults, or a baseline. KeyError where there is none."""
+def make_brain(name: str, around: Surroundings, model: ModelConfig | None = None) -> Brain:
+    """The product's policy of that name with the model's settings (default: the product's), or a baseline. KeyError
+    where there is none."""
     if name in BASELINES:
         return BASELINES[name](around)
+    queue = name == QUEUED
     try:
-        policy = PolicyName(name)
+        policy = PolicyName.KV_COST if queue else PolicyName(name)
     except ValueError:
         raise KeyError(name) from None
-    return Brain(make_policy(ModelConfig(id="sim", tokenizer_path="sim", policy=policy), around.rng))
+    settings = structs.replace(model or _MODEL, policy=policy)
+    held = around.held_tokens
+    made = make_policy(settings, around.rng, clock=around.clock, held_tokens=lambda target: held.get(target, 0))
+    if policy is not PolicyName.KV_COST:
+        return Brain(made)
+    forecasts = {_MODEL.id: settings.kv_cost.prefill_tokens_per_sec}
+    if queue:
+        return Brain(made, lambda door, policy: HoldBack(door, policy, settings.queue), forecasts=forecasts)
+    return Brain(made, forecasts=forecasts)

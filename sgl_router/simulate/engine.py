@@ -11,9 +11,9 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from sgl_router.loads import LoadReport
 from sgl_router.mock.lease import CacheLease
 from sgl_router.mock.ops import CacheOp
-from sgl_router.mock.scheduler import EngineLoad
 from sgl_router.mock.timing import TimingModel
 
 from .cache import open_lease, page_cache, pages
@@ -75,10 +75,10 @@ class Engine:
     def idle(self) -> bool:
         return not (self._waiting or self._prefilling or self._running)
 
-    def load(self) -> EngineLoad:
+    def load(self) -> LoadReport:
         """What a load report says now."""
         cache, page = self.cache, self._page
-        return EngineLoad(
+        return LoadReport(
             running=len(self._prefilling) + len(self._running),
             waiting=len(self._waiting),
             waiting_uncached_tokens=sum(
@@ -88,6 +88,8 @@ class Engine:
             used_tokens=(cache.reserved_tokens + cache.locked_tokens) * page,
             max_tokens=(cache.capacity or 0) * page,
             max_running=self._max_running,
+            prefilled_tokens=self.computed_tokens,
+            prefill_busy_secs=self.prefill_secs,
         )
 
     def submit(self, job: Job, now: float) -> Run | None:
@@ -106,7 +108,6 @@ class Engine:
             tokens = sum(upto - run.prefilled for run, upto in self._batch)
             self._steps = 1
             self._step = self._timing.prefill_secs(tokens)
-            self.computed_tokens += tokens
         elif self._running:
             steps = []
             for run in self._running:
@@ -181,6 +182,7 @@ class Engine:
     def _end_prefill(self, now: float) -> list[Run]:
         told = []
         for run, upto in self._batch:
+            self.computed_tokens += upto - run.prefilled
             run.prefilled = upto
             if run.lease is not None:
                 run.lease.commit(run.job.keys[: upto // self._page])

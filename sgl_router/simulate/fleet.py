@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from sgl_router.loads import LoadReport
 from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheOp
-from sgl_router.mock.scheduler import EngineLoad
 
 from .clock import SimClock, Timer
 from .engine import Engine, Run
@@ -24,7 +24,7 @@ class FleetListener(Protocol):
 
     def cache_changed(self, worker: int, changes: Changes) -> None: ...
 
-    def load_reported(self, worker: int, load: EngineLoad) -> None: ...
+    def load_reported(self, worker: int, load: LoadReport) -> None: ...
 
 
 class SimWorker:
@@ -91,11 +91,13 @@ class Fleet:
         *,
         event_delay: float,
         load_report_interval: float | None = None,
+        cache_tokens: int | None = None,
     ) -> None:
         self._clock = clock
         self._delay = event_delay
         self._interval = load_report_interval
         self._listeners: list[FleetListener] = []
+        self.cache_tokens = cache_tokens
         self.workers = [
             SimWorker(clock, engine, partial(self._cache_changed, number)) for number, engine in enumerate(engines)
         ]
@@ -114,7 +116,7 @@ class Fleet:
         if going_on():
             self._clock.later(interval, partial(self._report, interval, going_on))
 
-    def _loads_reported(self, loads: list[EngineLoad]) -> None:
+    def _loads_reported(self, loads: list[LoadReport]) -> None:
         for listener in self._listeners:
             for number, load in enumerate(loads):
                 listener.load_reported(number, load)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from sgl_router.kv_events import BlockTree, MatchedPrefix, PromptMatch, Tier
+from sgl_router.kv_events import BlockTree, PromptMatch, Tier
 from sgl_router.kv_events.expectation import AFTER_FIRST_BYTE_SECS
-from sgl_router.mock.scheduler import EngineLoad
+from sgl_router.kv_events.matched import Matched, MatchGroup
+from sgl_router.loads import LoadReport
 from sgl_router.policies import ActiveLoad, Facts, LoadGuard, RouteDecision, Unmatched
 from sgl_router.workers import Target, Worker, WorkerInfo
 
@@ -80,7 +81,8 @@ class Sent:
 
 
 class RouterModel:
-    """`expect_ttl_secs` 0 turns expectations off. `done` is told of every request's end."""
+    """`expect_ttl_secs` 0 turns expectations off. `held_tokens` is kept up to date. `done` is told of every request's
+    end."""
 
     def __init__(
         self,
@@ -91,28 +93,32 @@ class RouterModel:
         *,
         page_size: int,
         expect_ttl_secs: float,
+        held_tokens: dict[Target, int],
         done: Callable[[Record], None],
     ) -> None:
         self.number = number
         self.clock = clock
         self.tree = BlockTree()
-        self.load = ActiveLoad()
+        self.load = ActiveLoad(brain.forecasts, clock=clock)
         self._fleet = fleet
         self._page = page_size
         self._ttl = expect_ttl_secs
+        self._held_tokens = held_tokens
         self._done = done
         self._policy = brain.policy
         self._observer = brain.observer
         self._slots: dict[Target, int] = {}
         self._expectations: list[list[_Expectation]] = []
         self.candidates: list[Target] = []
+        self._group = MatchGroup(page_size)
         for slot in range(len(fleet.workers)):
-            worker = Worker(f"http://worker-{slot}", WorkerInfo(served_model_name="sim", block_size=page_size))
+            info = WorkerInfo(served_model_name="sim", block_size=page_size, max_total_tokens=fleet.cache_tokens)
+            worker = Worker(f"http://worker-{slot}", info)
             self.load.worker_added(worker)
             self._slots[worker.targets[0]] = self.tree.acquire()
             self._expectations.append([])
             self.candidates.append(worker.targets[0])
-        self._mask = (1 << len(fleet.workers)) - 1
+            self._group.add(slot, worker.targets[0])
         self._dispatcher = brain.dispatcher(self, brain.policy)
         fleet.listen(self)
 
@@ -125,16 +131,10 @@ class RouterModel:
         """As `KvIndex.match` and `LocalRouting` would put it."""
         if not self._policy.needs_prompt:
             return Facts(unmatched=Unmatched.NOT_ASKED)
-        walk = self.tree.walk(self._mask)
+        walk = self.tree.walk(self._group.mask)
         walk.feed(job.prompt_words)
-        walk.finish()
-        page, held, device = self._page, walk.depth, walk.device_depth
-        found = {
-            self.candidates[slot]: MatchedPrefix(held.get(slot, 0), device.get(slot, 0), page, expected)
-            for slot, expected in walk.expected_depth.items()
-        }
-        totals = dict.fromkeys(self.candidates, job.reusable)
-        return Facts(match=PromptMatch(found, totals), prompt_tokens=job.input_tokens)
+        match = PromptMatch([Matched(self._group, job.reusable, walk.finish())])
+        return Facts(match=match, prompt_tokens=job.input_tokens)
 
     def send(self, job: Job, decision: RouteDecision) -> None:
         target = decision.target
@@ -146,7 +146,7 @@ class RouterModel:
         tokens = decision.prompt_tokens or 0
         guard = self.load.acquire(
             target,
-            prefill_tokens=max(tokens - decision.matched_tokens, 0),
+            prefill_tokens=decision.uncached_tokens,
             decode_blocks=-(-tokens // max(decision.page_size, 1)),
             now=now,
         )
@@ -181,7 +181,7 @@ class RouterModel:
                 self._observer.first_byte(sent, now)
         if run.finished_at is not None:
             record.finished_at = now
-            sent.guard.release()
+            sent.guard.release(sent.job.output_tokens)
             if self._observer is not None:
                 self._observer.ended(sent, run.cached_tokens, now)
             self._over(record)
@@ -194,12 +194,13 @@ class RouterModel:
     # --- workers ------------------------------------------------------------------------------------------------
 
     def cache_changed(self, worker: int, changes: Changes) -> None:
-        tree = self.tree
+        tree, held, target = self.tree, self._held_tokens, self.candidates[worker]
         for stored, keys in changes:
             if stored:
                 tree.store(worker, Tier.GPU, keys)
             else:
                 tree.remove_many(worker, Tier.GPU, keys)
+            held[target] = held.get(target, 0) + (len(keys) if stored else -len(keys)) * self._page
         waiting = self._expectations[worker]
         if waiting:
             for expectation in waiting:
@@ -207,7 +208,10 @@ class RouterModel:
                     expectation.end()
             self._expectations[worker] = [expectation for expectation in waiting if not expectation.over]
 
-    def load_reported(self, worker: int, load: EngineLoad) -> None:
+    def load_reported(self, worker: int, load: LoadReport) -> None:
+        forecast = self.candidates[worker].forecast
+        if forecast is not None:
+            forecast.reported(load, self.clock.now)
         if self._observer is not None:
             self._observer.load_reported(self.candidates[worker], load, self.clock.now)
         self._dispatcher.changed()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from sgl_router.config import ModelConfig
 from sgl_router.mock.timing import TimingModel
 
 from .brain import Surroundings
@@ -74,9 +75,13 @@ def simulate(
     fleet_settings: FleetSettings,
     *,
     seed: int = 0,
+    model: ModelConfig | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Outcome:
-    """Run all jobs to their end. Equal arguments give equal outcomes. KeyError for an unknown policy."""
+    """Run all jobs to their end. Equal arguments give equal outcomes. KeyError for an unknown policy.
+
+    `model`: the settings of the product's policies; the product's own where there is none.
+    """
     clock = SimClock()
     settings = fleet_settings
     engines = [
@@ -90,7 +95,11 @@ def simulate(
         for _ in range(settings.workers)
     ]
     fleet = Fleet(
-        clock, engines, event_delay=settings.event_delay, load_report_interval=settings.load_report_interval
+        clock,
+        engines,
+        event_delay=settings.event_delay,
+        load_report_interval=settings.load_report_interval,
+        cache_tokens=settings.cache_tokens,
     )
     records: list[Record] = []
 
@@ -98,21 +107,20 @@ def simulate(
         records.append(record)
         progress(len(records))
 
-    routers = [
-        RouterModel(
+    def router(number: int) -> RouterModel:
+        around = Surroundings(random.Random(f"{seed}/{number}"), clock, {}, settings.prefill_tokens_per_sec)
+        return RouterModel(
             number,
             clock,
             fleet,
-            make_brain(
-                policy,
-                Surroundings(random.Random(f"{seed}/{number}"), clock, settings.prefill_tokens_per_sec),
-            ),
+            make_brain(policy, around, model),
             page_size=settings.page_size,
             expect_ttl_secs=settings.expect_ttl_secs,
+            held_tokens=around.held_tokens,
             done=done,
         )
-        for number in range(settings.routers)
-    ]
+
+    routers = [router(number) for number in range(settings.routers)]
     balancer = random.Random(f"{seed}/balancer")
     for job in jobs:
         clock.at(job.arrival, partial(balancer.choice(routers).arrived, job))

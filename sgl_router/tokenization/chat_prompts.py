@@ -129,18 +129,10 @@ class ChatPrompts:
     async def _encoded(self, cut: Cut, continued: str | None) -> Prompt:
         tokenizer = self._tokenizer
         walk = self._cache.walk(cut.head, cut.tail)
-        texts = [*walk.new, walk.rest]
-
-        def work() -> list[TokenIds]:
-            parts = [tokenizer.encode_rendered_text(text) for text in texts]
-            if continued:
-                parts.append(tokenizer.encode_continued(continued))
-            return parts
-
-        if tokenizer.is_short(texts, continued):
-            encoded = work()
+        if not walk.new and continued is None and len(walk.rest) <= tokenizer.inline_chars:
+            encoded = [tokenizer.encode_rendered_text(walk.rest)]
         else:
-            encoded = await tokenizer.offload(work)
+            encoded = await self._encode([*walk.new, walk.rest], continued)
         shared: SharedPrefix | None = None
         if cut.head:
             shared = self._cache.keep(walk, [encoded[i].tobytes() for i in range(len(walk.new))])
@@ -148,6 +140,18 @@ class ChatPrompts:
             return Prompt(encoded[0], shared)
         ids = b"".join([*[node.ids for node in walk.path], *[part.data for part in encoded]])
         return Prompt(np.frombuffer(ids, dtype=np.uint32), shared)
+
+    async def _encode(self, texts: list[str], continued: str | None) -> list[TokenIds]:
+        """The ids of each text, and of what is continued; off the loop where that may take long."""
+        tokenizer = self._tokenizer
+
+        def work() -> list[TokenIds]:
+            parts = [tokenizer.encode_rendered_text(text) for text in texts]
+            if continued:
+                parts.append(tokenizer.encode_continued(continued))
+            return parts
+
+        return work() if tokenizer.is_short(texts, continued) else await tokenizer.offload(work)
 
 
 def _variables(call: ChatCall) -> dict[str, Any]:

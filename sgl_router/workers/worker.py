@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from sgl_router.discovery.base import WorkerMode
 from sgl_router.workers.breaker import CircuitBreaker
 from sgl_router.workers.info import WorkerInfo
+
+if TYPE_CHECKING:
+    from sgl_router.workers.forecast import Forecast
 
 __all__ = ["HealthState", "Target", "Worker", "WorkerInfo", "WorkerMode", "WorkerStats", "worker_id"]
 
@@ -37,7 +41,16 @@ class WorkerStats:
 class Target:
     """The routing unit: one dp rank of one worker. Attributes are plain because policies read them in a hot loop."""
 
-    __slots__ = ("decode_blocks", "dp_rank", "inflight", "last_selected", "prefill_tokens", "processed", "worker")
+    __slots__ = (
+        "decode_blocks",
+        "dp_rank",
+        "forecast",
+        "inflight",
+        "last_selected",
+        "prefill_tokens",
+        "processed",
+        "worker",
+    )
 
     def __init__(self, worker: Worker, dp_rank: int) -> None:
         self.worker = worker
@@ -47,6 +60,7 @@ class Target:
         self.last_selected = 0
         self.prefill_tokens = 0
         self.decode_blocks = 0
+        self.forecast: Forecast | None = None
 
     def __repr__(self) -> str:
         return f"Target({self.worker.id}#{self.worker.generation} rank {self.dp_rank})"

@@ -138,12 +138,14 @@ class Answer:
 
 
 def router_config(urls: list[str], **over: Any) -> Config:
-    base = {
+    """`model` is merged into the only model's section, everything else into the whole."""
+    base: dict[str, Any] = {
         "server": {"port": 0, "shutdown_drain_secs": 0, "shutdown_grace_secs": 0},
         "models": [{"id": MODEL, "tokenizer_path": EMBEDDED_TOKENIZER_PATH}],
         "discovery": {"static_urls": {"urls": urls}},
         "health": {"interval_secs": 0.2, "timeout_secs": 1.0, "failure_threshold": 2},
     }
+    base["models"] = [merge(base["models"][0], over.pop("model", {}))]
     return parse_config(merge(base, over)).config
 
 
@@ -152,7 +154,7 @@ MakeRig = Callable[..., Awaitable[Rig]]
 
 @pytest.fixture(params=["native", "aiohttp"])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
-    """`await rig(workers=2, worker={...}, proxy={...}, ...)`: started, ready, with every event socket connected.
+    """`await rig(workers=2, worker={...}, model={...}, proxy={...}, ...)`: started, ready, with every event socket connected.
 
     Every test that uses it runs over both HTTP fronts.
     """

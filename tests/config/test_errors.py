@@ -45,7 +45,9 @@ def test_secrets_are_not_shown(path: str) -> None:
     assert show("hunter2", path) == "a value not shown here"
 
 
-def test_tokenizers_are_no_secret() -> None:
+def test_tokenizers_and_counts_of_tokens_are_no_secret() -> None:
+    assert show(-1, "models[0].kv_cost.prefill_tokens_per_sec") == "-1"
+    assert show(-1, "models[0].kv_cost.decode_ms_per_1k_tokens") == "-1"
     assert show("org/name", "models[0].tokenizer_path") == "'org/name'"
 
 

@@ -32,6 +32,14 @@ def test_defaults_are_the_documented_ones(minimal: Minimal) -> None:
     assert (only.circuit_breaker.threshold, only.circuit_breaker.cool_down_secs) == (3, 30.0)
     aware = only.cache_aware
     assert (aware.cache_threshold, aware.balance_abs_threshold, aware.balance_rel_threshold) == (0.5, 32, 1.1)
+    cost = only.kv_cost
+    assert (cost.prefill_tokens_per_sec, cost.others_weight, cost.session_bonus_ms) == (8000.0, 1.0, 0.0)
+    assert (cost.session_header, cost.temperature_ms, cost.slow_start_secs) == ("x-smg-routing-key", 0.0, 30.0)
+    queue = only.queue
+    assert (queue.enabled, queue.max_waiting, queue.max_wait_secs) == (False, 1000, 60.0)
+    assert (queue.order, queue.ageing) == ("shortest_work_first", 0.1)
+    reports = config.load_reports
+    assert (reports.enabled, reports.interval_secs, reports.stale_after_secs) == (True, 1.0, 10.0)
     discovery = config.discovery
     assert (discovery.backend, discovery.k8s, discovery.worker_api_key_env) == ("static_urls", None, None)
     assert discovery.static_urls is not None

@@ -37,6 +37,17 @@ PROBLEMS = [    # duplicates
         "discovery.static_urls.urls[2]: expected distinct worker URLs, got 'http://a:80' "
         "(the same as discovery.static_urls.urls[0])",
     ),
+    # a queue and its policy
+    (
+        model(queue={"enabled": True}),
+        "models[0].queue.enabled: expected false, or models[0].policy kv_cost, got true "
+        "(models[0].policy is cache_aware_zmq: only kv_cost can tell who should go first, and where to)",
+    ),
+    (
+        model(queue={"enabled": True}, policy="round_robin"),
+        "models[0].queue.enabled: expected false, or models[0].policy kv_cost, got true "
+        "(models[0].policy is round_robin: only kv_cost can tell who should go first, and where to)",
+    ),
     # backends and their sections
     (
         {"discovery": {}},
@@ -135,10 +146,41 @@ def test_a_worker_key_that_is_set_passes(minimal: Minimal) -> None:
             {"discovery": {"backend": "k8s", "static_urls": {"urls": [URL]}, "k8s": {"selector": "a=b", "port": 1}}},
             "discovery.static_urls: ignored, discovery.backend is k8s",
         ),
+        (
+            model(policy="random", kv_cost={"temperature_ms": 5}),
+            "models[0].kv_cost: ignored, models[0].policy is random",
+        ),
+        (
+            model(policy="kv_cost", queue={"enabled": True, "max_wait_secs": 301}),
+            "models[0].queue.max_wait_secs: 301 is greater than proxy.request_timeout_secs (300): "
+            "requests may wait for a worker longer than one has to answer them",
+        ),
+        (
+            {"load_reports": {"interval_secs": 5, "stale_after_secs": 5}},
+            "load_reports.stale_after_secs: 5 is not greater than load_reports.interval_secs (5): "
+            "reports are stale before the next ones come",
+        ),
     ],
 )
 def test_warnings(changes: dict[str, Any], warning: str, minimal: Minimal) -> None:
     assert parse_config(minimal(changes)).warnings == [warning]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        model(policy="kv_cost", kv_cost={"temperature_ms": 5}, queue={"enabled": True}),
+        model(queue={"max_wait_secs": 900}, kv_cost={"session_bonus_ms": 0}),  # off, and as by default
+        {"load_reports": {"enabled": False, "stale_after_secs": 0.5}},
+    ],
+)
+def test_what_is_meant_is_not_warned_of(changes: dict[str, Any], minimal: Minimal) -> None:
+    assert parse_config(minimal(changes)).warnings == []
+
+
+def test_an_unknown_policy_is_the_only_problem_of_its_queue(minimal: Minimal, problems: Problems) -> None:
+    (line,) = problems(minimal(model(policy="kv_costs", queue={"enabled": True})))
+    assert line.startswith("models[0].policy: expected one of")
 
 
 def test_paths_are_found_beside_the_config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def k8s(**changes: Any) -> dict[str, Any]:
     return {"discovery": {"backend": "k8s", "k8s": section}}
 
 
-SECTIONS = "server, observability, models, discovery, proxy, active_load, health, kv_events"
+SECTIONS = "server, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
 KEYS_OF_SERVER = "host, port, max_body_bytes, shutdown_drain_secs, shutdown_grace_secs, http_front, processes"
 PROBLEMS = [
     # unknown keys
@@ -156,6 +156,64 @@ PROBLEMS = [
         "server.host: expected an address or host name to listen on, like 127.0.0.1, 0.0.0.0, :: or localhost, "
         "got '0.0.0.0:80' (the port goes into server.port)",
     ),
+    # booleans
+    (model(queue={"enabled": 1}), "models[0].queue.enabled: expected true or false, got 1"),
+    (
+        model(queue={"enabled": "yes"}),
+        "models[0].queue.enabled: expected true or false, got 'yes' (no quotes, and neither yes nor no)",
+    ),
+    (
+        {"load_reports": {"enabled": None}},
+        "load_reports.enabled: expected true or false, got null (leave the key out for true)",
+    ),
+    # the cost policy, its queue, load reports
+    (
+        model(kv_cost={"temperature_ms": -1}),
+        "models[0].kv_cost.temperature_ms: expected milliseconds, from 0 to 1,000,000, got -1",
+    ),
+    (
+        model(kv_cost={"prefill_tokens_per_sec": 0}),
+        "models[0].kv_cost.prefill_tokens_per_sec: expected a number from 1 to 10000000, got 0",
+    ),
+    (
+        model(kv_cost={"decode_ms_per_1k_tokens": 2e6}),
+        "models[0].kv_cost.decode_ms_per_1k_tokens: expected milliseconds, from 0 to 1,000,000, got 2000000.0",
+    ),
+    (
+        model(kv_cost={"max_pressure": float("inf")}),
+        "models[0].kv_cost.max_pressure: expected a number from 0 to 1000, got inf (it must be finite)",
+    ),
+    (
+        model(kv_cost={"session_header": "x-session: a"}),
+        "models[0].kv_cost.session_header: expected the name of an HTTP header, got 'x-session: a' "
+        "(1 to 64 letters, digits and !#$%&'*+-.^_`|~)",
+    ),
+    (
+        model(kv_cost={"session_header": "x" * 65}),
+        f"models[0].kv_cost.session_header: expected the name of an HTTP header, got '{'x' * 65}' "
+        "(1 to 64 letters, digits and !#$%&'*+-.^_`|~)",
+    ),
+    (
+        model(queue={"order": "lifo"}),
+        "models[0].queue.order: expected one of fcfs, shortest_work_first, got 'lifo'",
+    ),
+    (
+        model(queue={"max_waiting": 0}),
+        "models[0].queue.max_waiting: expected an integer from 1 to 2147483647, got 0",
+    ),
+    (
+        model(queue={"max_wait_secs": 0}),
+        "models[0].queue.max_wait_secs: expected a number of seconds greater than 0, got 0",
+    ),
+    (model(queue={"ageing": -0.1}), "models[0].queue.ageing: expected a number from 0 to 1000, got -0.1"),
+    (
+        {"load_reports": {"interval_secs": 0.01}},
+        "load_reports.interval_secs: expected a number from 0.05 to 600, got 0.01",
+    ),
+    (
+        {"load_reports": {"stale_after_secs": 0}},
+        "load_reports.stale_after_secs: expected a number of seconds greater than 0, got 0",
+    ),
     # choices
     (
         {"observability": {"log_level": "WARN"}},
@@ -164,12 +222,14 @@ PROBLEMS = [
     ({"observability": {"log_format": 1}}, "observability.log_format: expected one of json, text, got 1"),
     (
         model(policy="cache_aware"),
-        "models[0].policy: expected one of round_robin, random, power_of_two, cache_aware_zmq, got 'cache_aware' "
+        "models[0].policy: expected one of round_robin, random, power_of_two, cache_aware_zmq, kv_cost, "
+        "got 'cache_aware' "
         "(did you mean 'cache_aware_zmq'?)",
     ),
     (
         model(policy=[]),
-        "models[0].policy: expected one of round_robin, random, power_of_two, cache_aware_zmq, got an empty list",
+        "models[0].policy: expected one of round_robin, random, power_of_two, cache_aware_zmq, kv_cost, "
+        "got an empty list",
     ),
     (
         {"discovery": {"backend": "consul", "static_urls": {"urls": [URL]}}},

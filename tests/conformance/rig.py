@@ -44,6 +44,7 @@ class StubServices:
         self.index = KvIndex()
         self.metrics = Metrics(self.registry, self.index)
         self.in_flight = InFlight()
+        self.routing = None
         self.closing = False
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, FrameOutcome, Namespace, WireError, decode_batch
 from sgl_router.kv_events.prompt_keys import PromptKeys
+from sgl_router.kv_events.walk import depth_of
 from sgl_router.kv_events.wire import Frame
 from sgl_router.prompt import Prompt
 
@@ -52,8 +53,8 @@ class Follower:
         walk = self.tree.walk(1 << self.stream.slot)
         keys = PromptKeys(Prompt(np.array(tokens, dtype=np.uint32)), self.stream.hasher, Namespace(**namespace))
         walk.feed(keys.slice(0, keys.blocks))
-        walk.finish()
-        return (walk.device_depth if device else walk.depth).get(self.stream.slot, 0)
+        depths = walk.finish()
+        return depth_of(depths.device if device else depths.held, self.stream.slot)
 
     @property
     def held(self) -> set[tuple[int, str]]:

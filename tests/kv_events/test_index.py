@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from sgl_router.kv_events import BlockHasher, KvIndex, StreamState, Untrust
+from sgl_router.kv_events import BlockHasher, KvIndex, StreamState, Tier, Untrust
 from sgl_router.kv_events.wire import Frame, decode_batch
 from sgl_router.prompt import Prompt, SharedPrefix
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
@@ -207,3 +207,25 @@ async def test_the_next_turn_of_a_chat_is_hashed_from_where_the_last_one_ended(i
     match = await index.match("m", Prompt(PROMPT, shared))
     assert match.by_target[one.targets[0]].blocks == 1200
     assert sum(asked) == 249
+
+
+async def test_a_conversation_is_first_looked_for_where_it_was_found_last(index, monkeypatch) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    shared = SharedPrefix(4_000)
+    for tokens in (4_050, 4_100):  # a prompt that begins with what is known says where that is
+        await index.match("m", Prompt(PROMPT[:tokens], shared))
+    known = shared.keys[index.status(one)[0].stream.hasher.root()]
+    assert len(known.seen.rows) == len(known) == 1_000
+    looked_up = []
+    monkeypatch.setattr(type(index.tree._held), "lookup", lambda self, keys: looked_up.append(len(keys)) or 1 / 0)
+    match = await index.match("m", Prompt(PROMPT[:4_100], shared))
+    assert match.by_target[one.targets[0]].blocks == 1024
+    assert not looked_up
+    monkeypatch.undo()
+    index.tree.remove_many(index.status(one)[0].stream.slot, Tier.GPU, known[500:])
+    match = await index.match("m", Prompt(PROMPT[:4_100], shared))
+    assert match.by_target[one.targets[0]].blocks == 500
+    known = shared.keys[index.status(one)[0].stream.hasher.root()]
+    assert len(known.seen.rows) == 500

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockTree, Tier
+from sgl_router.kv_events.walk import by_slot, depth_of
 
 
 def depths(tree: BlockTree, keys: list[int], slots: int, piece: int = 2) -> tuple[dict[int, int], dict[int, int]]:
@@ -13,8 +14,8 @@ def depths(tree: BlockTree, keys: list[int], slots: int, piece: int = 2) -> tupl
     for start in range(0, len(keys), piece):
         if not walk.feed(keys[start : start + piece]):
             break
-    walk.finish()
-    return walk.depth, walk.device_depth
+    found = walk.finish()
+    return by_slot(found.held), by_slot(found.device)
 
 
 def test_each_slot_has_its_own_depth() -> None:
@@ -140,10 +141,11 @@ def test_long_walks_equal_a_set_per_slot(length: int, slots: list[int], piece: i
     for _ in range(max(slots) + 1):
         tree.acquire()
     on_device: dict[int, set[int]] = {}
+    near: dict[int, set[int]] = {}
     anywhere: dict[int, set[int]] = {}
     soon: dict[int, set[int]] = {}
     for slot in slots:
-        kinds = data.draw(st.sampled_from(["prefix", "holes", "tiers", "expected", "none"]))
+        kinds = data.draw(st.sampled_from(["prefix", "holes", "tiers", "host", "all", "expected", "none"]))
         depth = data.draw(st.integers(0, length))
         device = set(prompt[:depth])
         if kinds == "holes":
@@ -152,21 +154,25 @@ def test_long_walks_equal_a_set_per_slot(length: int, slots: list[int], piece: i
         elif kinds == "none":
             device = set()
         tree.store(slot, Tier.GPU, list(device))
-        host = set(rng.sample(prompt, rng.randrange(len(prompt) + 1))) if kinds == "tiers" else set()
-        tree.store(slot, Tier.DISK, list(host))
+        tiered = {"tiers": (Tier.DISK,), "host": (Tier.CPU_PINNED,), "all": tuple(Tier)[1:]}.get(kinds, ())
+        slower = {tier: set(rng.sample(prompt, rng.randrange(len(prompt) + 1))) for tier in tiered}
+        for tier, keys in slower.items():
+            tree.store(slot, tier, list(keys))
         expected = set(prompt[max(depth - 5, 0) : depth + 60]) if kinds == "expected" else set()
         tree.expect(slot, list(expected))
-        on_device[slot], anywhere[slot], soon[slot] = device, device | host, device | host | expected
+        on_device[slot], near[slot] = device, device | slower.get(Tier.CPU_PINNED, set())
+        anywhere[slot] = near[slot].union(*slower.values())
+        soon[slot] = anywhere[slot] | expected
     asked = [slot for slot in slots if rng.random() < 0.9]
     walk = tree.walk(sum(1 << slot for slot in asked))
     for start in range(0, length, piece):
         if not walk.feed(prompt[start : start + piece]):
             assert all(leading(prompt, soon[slot]) < start + piece for slot in asked)
             break
-    walk.finish()
-    for found, truth in ((walk.device_depth, on_device), (walk.depth, anywhere), (walk.expected_depth, soon)):
+    for found, truth in zip(walk.finish(), (on_device, near, anywhere, soon), strict=True):
         naive = {slot: leading(prompt, truth[slot]) for slot in asked}
-        assert found == {slot: depth for slot, depth in naive.items() if depth}
+        assert by_slot(found) == {slot: depth for slot, depth in naive.items() if depth}
+        assert [depth_of(found, slot) for slot in asked] == [naive[slot] for slot in asked]
 
 
 def test_512_slots_on_a_staircase() -> None:
@@ -178,8 +184,7 @@ def test_512_slots_on_a_staircase() -> None:
         tree.store(slot, Tier.GPU, keys[: 2_000 * (slot + 1) // 512])
     walk = tree.walk((1 << 512) - 1)
     assert not walk.feed([*keys, 5])
-    walk.finish()
-    assert walk.depth == {slot: 2_000 * (slot + 1) // 512 for slot in range(512)}
+    assert by_slot(walk.finish().held) == {slot: 2_000 * (slot + 1) // 512 for slot in range(512)}
 
 
 def test_two_requests_that_expect_the_same_blocks_are_two() -> None:
@@ -193,8 +198,7 @@ def test_two_requests_that_expect_the_same_blocks_are_two() -> None:
     def depth() -> int:
         walk = tree.walk(1 << slot)
         walk.feed(keys)
-        walk.finish()
-        return walk.expected_depth.get(slot, 0)
+        return depth_of(walk.finish().expected, slot)
 
     assert depth() == tree.expects == 100
     tree.unexpect(slot, keys[:50])
@@ -203,3 +207,61 @@ def test_two_requests_that_expect_the_same_blocks_are_two() -> None:
     assert depth() == tree.expects == 50
     tree.unexpect(slot, keys[:50])
     assert depth() == tree.expects == 0
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    length=st.integers(2, 200),
+    held=st.lists(st.tuples(st.integers(0, 70), st.integers(0, 200)), min_size=1, max_size=4),
+    piece=st.sampled_from([50, 130, 500]),
+    change=st.sampled_from(["nothing", "evict", "evict and others come", "all anew", "grow"]),
+    cut=st.integers(0, 200),
+    seed=st.integers(0, 2**32),
+)
+def test_rows_seen_before_are_believed_where_the_keys_still_are(
+    length: int, held: list[tuple[int, int]], piece: int, change: str, cut: int, seed: int
+) -> None:
+    rng = random.Random(seed)
+    prompt, others = ([rng.randrange(1, 2**64 - 1) for _ in range(count)] for count in (length, 45_000))
+    tree = BlockTree()
+    holdings: dict[int, int] = dict(held)
+    for slot, depth in holdings.items():
+        tree.store(slot, Tier.GPU, prompt[:depth])
+    mask = sum(1 << slot for slot in holdings)
+    walk = tree.walk(mask, learn=True)
+    for start in range(0, length, piece):
+        if not walk.feed(prompt[start : start + piece]):
+            break
+    seen = walk.seen
+    known = 0 if seen is None else len(seen.rows)
+    assert known <= max(min(depth, length) for depth in holdings.values())
+    if change in ("evict", "evict and others come", "all anew"):
+        for slot in holdings:
+            tree.remove_many(slot, Tier.GPU, prompt[0 if change == "all anew" else cut :])
+            holdings[slot] = 0 if change == "all anew" else min(holdings[slot], cut)
+    if change != "nothing":
+        tree.store(71, Tier.GPU, others if change == "grow" else [key ^ 1 for key in prompt])
+    if change == "all anew":
+        for slot in holdings:
+            tree.store(slot, Tier.GPU, prompt)
+            holdings[slot] = length
+    walk = tree.walk(mask, learn=True)
+    if walk.feed(prompt[:known], seen) or not known:
+        walk.feed(prompt[known:])
+    assert by_slot(walk.finish().held) == {slot: min(depth, length) for slot, depth in holdings.items() if depth}
+
+
+def test_where_all_keys_were_seen_nothing_is_searched(monkeypatch) -> None:
+    tree = BlockTree()
+    slot = tree.acquire()
+    prompt = [number << 44 | 1 for number in range(1, 200)]
+    tree.store(slot, Tier.GPU, prompt)
+    walk = tree.walk(1, learn=True)
+    walk.feed(prompt)
+    seen = walk.seen
+    assert seen is not None
+    assert len(seen.rows) == len(prompt)
+    monkeypatch.setattr("sgl_router.kv_events.table_space.Space.rows", lambda *_: 1 / 0)
+    walk = tree.walk(1)
+    assert walk.feed(prompt, seen)
+    assert depth_of(walk.finish().held, slot) == len(prompt)

@@ -40,11 +40,13 @@ def test_flags_become_settings() -> None:
             *("--page-size", "8", "--dp-size", "2", "--role", "prefill", "--dialect", "legacy"),
             *("--speed", "inf", "--bigram", "--no-enable-cache-report", "--queue-limit", "3"),
             *("--version-string", "0.5.6", "--api-key", "secret", "--host-cache-tokens", "500"),
+            *("--publish-load", "--load-port", "5600"),
         )
     )
     assert (config.page_size, config.dp_size, config.role) == (8, 2, Role.PREFILL)
     assert (config.dialect, config.version, config.speed) == (Dialect.LEGACY, "0.5.6", math.inf)
     assert config.bigram
+    assert (config.publish_load, config.load_port) == (True, 5600)
     assert not config.enable_cache_report
     assert (config.queue_limit, config.api_key, config.host_cache_tokens) == (3, "secret", 500)
 

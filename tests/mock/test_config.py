@@ -25,6 +25,7 @@ from sgl_router.mock.profile import EngineProfile
         ({"queue_limit": -1}, "queue_limit"),
         ({"decode_log_interval": 0}, "decode_log_interval"),
         ({"kv_port": 65535, "dp_size": 2}, "kv_port"),
+        ({"load_port": 65535, "dp_size": 2}, "load_port"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], named: str) -> None:

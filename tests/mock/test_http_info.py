@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -126,6 +127,30 @@ async def test_loads_show_what_runs_and_waits(start_worker: StartWorker, http: a
     assert [load["dp_rank"] for load in body["loads"]] == [1]
     for bad in ("2", "x"):
         assert (await get(http, worker, f"/v1/loads?dp_rank={bad}"))[0] == 400
+
+
+async def test_queued_prompts_are_told_by_version(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
+    """/get_load counts them among the tokens; /v1/loads apart from 0.5.13 on, and not before."""
+    slow = {"speed": 1.0, "decode_ms_per_token": 60_000, "max_running": 1}
+    new = await start_worker(**slow)
+    old = await start_worker(**slow, dialect=Dialect.LEGACY, version="0.5.8")
+    for worker in (new, old):
+        async with http.post(worker.url + "/v1/chat/completions", json={**CHAT, "stream": True}) as running:
+            await running.content.readany()
+            queued = asyncio.ensure_future(post(http, worker, "/v1/chat/completions", CHAT))
+            while not worker.engines[0].model.queued_tokens:
+                await asyncio.sleep(0.002)
+            tokens = worker.engines[0].model.queued_tokens
+            load = (await get(http, worker, "/v1/loads"))[1]["loads"][0]
+            if worker is new:
+                assert load["num_total_tokens"] == load["num_used_tokens"] + tokens
+                assert load["num_waiting_uncached_tokens"] <= tokens
+            else:
+                assert "num_total_tokens" not in load
+                [told] = (await get(http, worker, "/get_load"))[1]
+                assert (told["num_reqs"], told["num_waiting_reqs"]) == (2, 1)
+                assert told["num_tokens"] == load["num_used_tokens"] + tokens
+            queued.cancel()
 
 
 async def test_flush_clears_an_idle_worker(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:

@@ -43,7 +43,8 @@ def facts_for() -> Callable[..., Facts]:
             page = target.worker.info.block_size
             totals[target] = (tokens - 1) // page
             if held.get(number):
-                by_target[target] = MatchedPrefix(held[number], held[number], page)
-        return Facts(match=PromptMatch(by_target, totals), prompt_tokens=tokens)
+                blocks = held[number]
+                by_target[target] = MatchedPrefix(blocks, blocks, blocks, blocks, page)
+        return Facts(match=PromptMatch.stated(by_target, totals), prompt_tokens=tokens)
 
     return make

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,6 +83,138 @@ def test_a_new_worker_starts_level_with_its_peers() -> None:
     load.worker_removed(newcomer)
     load.worker_added(another)
     assert another.targets[0].processed == 900
+
+
+class Clock:
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_only_models_that_are_asked_for_have_forecasts() -> None:
+    load = ActiveLoad({"m": 5_000.0}, clock=Clock(7.0), stale_secs=3.0)
+    mine, other = (Worker(f"http://{name}:1", WorkerInfo(served_model_name=name, dp_size=2)) for name in "mo")
+    for worker in (mine, other):
+        load.worker_added(worker)
+    assert [target.forecast for target in other.targets] == [None, None]
+    one, two = (target.forecast for target in mine.targets)
+    assert one is not None
+    assert two is not None
+    assert one is not two
+    assert one.prompts.speed.tokens_per_sec == 5_000.0
+
+
+def test_a_forecast_follows_a_request_from_dispatch_to_its_end() -> None:
+    clock = Clock()
+    load = ActiveLoad({"m": 1_000.0}, clock=clock)
+    worker = Worker("http://w:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(worker)
+    (target,) = worker.targets
+    forecast = target.forecast
+    assert forecast is not None
+    guard = load.acquire(target, prefill_tokens=1_000, decode_blocks=1, now=0.0)
+    assert forecast.prompts.tokens(0.0) == 1_000
+    clock.now = 0.5
+    guard.first_byte()
+    guard.first_byte()
+    assert forecast.prompts.tokens(0.5) == 0.0
+    assert (len(forecast.prompts), forecast.answers.count) == (0, 1)
+    clock.now = 2.5
+    assert forecast.answers.tokens(2.5) == pytest.approx(60)
+    guard.release(output_tokens=200)
+    guard.release(output_tokens=9_999)
+    assert (forecast.answers.count, forecast.answers.tokens(2.5)) == (0, 0.0)
+    assert forecast.answers.tokens_per_sec == pytest.approx(30 + 0.05 * (100 - 30))
+
+
+def test_a_request_that_ends_before_its_first_byte_leaves_no_backlog() -> None:
+    load = ActiveLoad({"m": 1_000.0}, clock=Clock())
+    worker = Worker("http://w:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(worker)
+    forecast = worker.targets[0].forecast
+    assert forecast is not None
+    load.acquire(worker.targets[0], prefill_tokens=1_000, decode_blocks=1, now=0.0).release()
+    assert (len(forecast.prompts), forecast.prompts.tokens(0.0), forecast.answers.count) == (0, 0.0, 0)
+
+
+def test_a_whole_answers_prompt_does_not_wait_for_its_first_byte() -> None:
+    load = ActiveLoad({"m": 1_000.0}, clock=Clock())
+    worker = Worker("http://w:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(worker)
+    forecast = worker.targets[0].forecast
+    assert forecast is not None
+    load.acquire(worker.targets[0], prefill_tokens=1_000, decode_blocks=1, now=0.0, streamed=False)
+    load.acquire(worker.targets[0], prefill_tokens=1_000, decode_blocks=1, now=0.0)
+    assert forecast.prompts.tokens(1.5) == pytest.approx(500)
+
+
+def test_a_newcomer_is_thought_to_be_as_fast_as_its_peers_and_new_where_they_have_worked() -> None:
+    clock = Clock(50.0)
+    load = ActiveLoad({"m": 1_000.0}, clock=clock)
+    peers = [Worker(f"http://w{number}:1", WorkerInfo(served_model_name="m")) for number in range(4)]
+    for worker in peers:
+        load.worker_added(worker)
+        assert worker.targets[0].forecast is not None
+        assert worker.targets[0].forecast.born == float("-inf")
+    for worker, speed in zip(peers, (2_000, 6_000, 9_000), strict=False):
+        worker.targets[0].forecast.prompts.speed.tell(speed, 1.0)  # type: ignore[union-attr]
+    peers[0].targets[0].processed = 1
+    newcomer = Worker("http://w9:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(newcomer)
+    forecast = newcomer.targets[0].forecast
+    assert forecast is not None
+    assert (forecast.prompts.speed.tokens_per_sec, forecast.born) == (6_000, 50.0)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["acquire", "acquire", "first_byte", "release", "expire"]), st.floats(0, 5)),
+        max_size=60,
+    ),
+    st.randoms(),
+)
+def test_forecasts_return_to_nothing_too(ops: list[tuple[str, float]], random: object) -> None:
+    """Targets with a forecast, some of which got it, or a new incarnation, while requests were out."""
+    clock = Clock()
+    load = ActiveLoad({"m": 1_000.0}, clock=clock)
+    worker, late = (Worker(f"http://{name}:1", WorkerInfo(served_model_name="m", dp_size=2)) for name in "wl")
+    load.worker_added(worker)
+    targets = [*worker.targets, *late.targets]
+    guards = []
+    for step, (op, passed) in enumerate(ops):
+        clock.now += passed
+        if step == 10:
+            load.worker_added(late)
+        if op == "acquire" or not guards:
+            guard = load.acquire(
+                random.choice(targets),  # type: ignore[attr-defined]
+                prefill_tokens=int(1_000 * passed),
+                decode_blocks=2,
+                now=clock.now,
+                streamed=step % 3 > 0,
+            )
+            guard.on_expire = guard.release
+            guards.append(guard)
+        elif op == "expire":
+            load.expire(clock.now, 10.0)
+        else:
+            getattr(random.choice(guards), op)()  # type: ignore[attr-defined]
+        for target in targets:
+            if target.forecast is not None:
+                assert target.forecast.prompts.tokens(clock.now) >= -1e-6
+                assert target.forecast.answers.count >= 0
+    load.worker_removed(worker)
+    for guard in guards:
+        guard.release()
+    assert len(load) == 0
+    for target in targets:
+        assert load_of(target) == (0, 0, 0)
+        if target.forecast is not None:
+            assert (len(target.forecast.prompts), target.forecast.answers.count) == (0, 0)
+            assert target.forecast.prompts.tokens(clock.now) == 0.0
+            assert target.forecast.answers.tokens(clock.now + 9) == 0.0
 
 
 @given(st.lists(st.sampled_from(["acquire", "first_byte", "release", "expire"]), max_size=40), st.randoms())

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.policies import CacheAwareZmq, DecisionReason, Facts, Unmatched
 
 
@@ -62,6 +63,62 @@ def test_imbalance_needs_both_thresholds(policy, fleet, facts_for, loads, imbala
     assert (decision.max_load, decision.min_load) == loads
 
 
+@pytest.fixture
+def wide(rng) -> CacheAwareZmq:
+    """Near the least load is up to four requests above it."""
+    return CacheAwareZmq(rng, cache_threshold=0.5, balance_abs_threshold=32, balance_rel_threshold=1.5)
+
+
+@pytest.mark.parametrize(
+    ("loads", "held", "chosen"),
+    [
+        ((40, 4, 1, 0), {0: 10, 1: 2, 2: 1}, 1),  # the deepest near the least load, however shallow
+        ((40, 5, 1, 0), {0: 10, 1: 2, 2: 1}, 2),  # 5 is beyond
+        ((40, 3, 1, 0), {0: 10, 1: 2, 2: 2}, 2),  # as deep: the less loaded
+        ((40, 3, 1, 0), {0: 10}, 3),  # nobody near holds anything: least load
+    ],
+)
+def test_imbalance_keeps_affinity_near_the_least_load(wide, fleet, facts_for, loads, held, chosen) -> None:
+    targets = fleet(*loads)
+    decision = wide.select(targets, facts_for(targets, held))
+    assert decision.reason is DecisionReason.IMBALANCED
+    assert decision.target is targets[chosen]
+    assert decision.matched_blocks == held.get(chosen, 0)
+
+
+@pytest.mark.parametrize(("load", "chosen"), [(1, 0), (2, 1)])
+def test_a_small_threshold_still_has_a_window_of_one(policy, fleet, facts_for, load, chosen) -> None:
+    targets = fleet(load, 0, 9)
+    decision = policy.select(targets, facts_for(targets, {0: 1}))
+    assert (decision.reason, decision.target) == (DecisionReason.IMBALANCED, targets[chosen])
+
+
+def test_imbalance_counts_what_is_expected(wide, fleet) -> None:
+    targets = fleet(40, 3, 0)
+    prefix = MatchedPrefix(0, 0, 0, 5, 16)
+    match = PromptMatch.stated({targets[1]: prefix}, dict.fromkeys(targets, 10))
+    decision = wide.select(targets, Facts(match=match, prompt_tokens=161))
+    assert (decision.reason, decision.target) == (DecisionReason.IMBALANCED, targets[1])
+    assert (decision.matched_blocks, decision.expected_blocks) == (0, 5)
+
+
+def test_imbalance_without_a_prompt_goes_by_load(wide, fleet) -> None:
+    targets = fleet(40, 3, 0)
+    decision = wide.select(targets, Facts(unmatched=Unmatched.MEDIA))
+    assert (decision.reason, decision.target) == (DecisionReason.IMBALANCED, targets[2])
+
+
+def test_what_is_held_and_what_is_expected_are_told_apart(policy, fleet) -> None:
+    targets = fleet(0, 0)
+    prefixes = {targets[0]: MatchedPrefix(5, 5, 5, 9, 16), targets[1]: MatchedPrefix(6, 2, 6, 6, 16)}
+    facts = Facts(match=PromptMatch.stated(prefixes, dict.fromkeys(targets, 10)), prompt_tokens=161)
+    decision = policy.select(targets, facts)
+    assert (decision.target, decision.reason) == (targets[0], DecisionReason.EXPECTED_HIT)
+    assert (decision.matched_blocks, decision.expected_blocks) == (5, 9)
+    decision = policy.select(targets[1:], facts)
+    assert (decision.target, decision.reason) == (targets[1], DecisionReason.CACHE_HIT)
+
+
 def test_page_sizes_compare_in_tokens(policy, fleet, facts_for) -> None:
     small, large = fleet(0, page=16)[0], fleet(0, page=64)[0]
     targets = [small, large]
@@ -81,7 +138,6 @@ def test_a_match_on_a_worker_that_is_no_candidate_is_ignored(policy, fleet, fact
 def test_it_always_decides_among_the_candidates(rows: list[tuple[int, int]], tokens: int) -> None:
     import random
 
-    from sgl_router.kv_events import MatchedPrefix, PromptMatch
     from sgl_router.workers import Worker, WorkerInfo
 
     targets = [Worker("http://w:1", WorkerInfo(served_model_name="m", block_size=16)).targets[0] for _ in rows]
@@ -89,12 +145,18 @@ def test_it_always_decides_among_the_candidates(rows: list[tuple[int, int]], tok
     for target, (load, blocks) in zip(targets, rows, strict=True):
         target.inflight = load
         if blocks:
-            held[target] = MatchedPrefix(blocks, blocks, 16)
+            held[target] = MatchedPrefix(blocks, blocks, blocks, blocks, 16)
     totals = dict.fromkeys(targets, 10)
     policy = CacheAwareZmq(random.Random(0), cache_threshold=0.3, balance_abs_threshold=8, balance_rel_threshold=1.2)
-    decision = policy.select(targets, Facts(match=PromptMatch(held, totals), prompt_tokens=tokens))
+    decision = policy.select(targets, Facts(match=PromptMatch.stated(held, totals), prompt_tokens=tokens))
     assert decision.target in targets
     if decision.reason is DecisionReason.CACHE_HIT:
         assert decision.matched_blocks == max(blocks for _, blocks in rows)
     else:
-        assert decision.target.inflight == min(load for load, _ in rows)
+        low = min(load for load, _ in rows)
+        near = [blocks for load, blocks in rows if load <= low + 1]
+        if decision.reason is DecisionReason.IMBALANCED and any(near):
+            assert decision.target.inflight <= low + 1
+            assert decision.matched_blocks == max(near)
+        else:
+            assert decision.target.inflight == low

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgl_router.config import CacheAwareConfig, ModelConfig
+from sgl_router.config import CacheAwareConfig, ModelConfig, PolicyName
 from sgl_router.kv_events import DEFAULT_NAMESPACE, BlockHasher, MatchedPrefix, PromptMatch
 from sgl_router.policies import ActiveLoad, make_policy
 from sgl_router.processes.fallback import RoutingAway
@@ -69,11 +69,15 @@ class Index:
             await self.gate.wait()
         total = (len(prompt) - 1) // PAGE
         found = {
-            target: MatchedPrefix(blocks, blocks, PAGE, epoch=7)
+            target: MatchedPrefix(blocks, blocks, blocks, blocks, PAGE)
             for target, (key, blocks) in self.held.items()
             if self.keys(key, PAGE + 1) == self.seen[-1][1][self.hasher().root(namespace)][:1]
         }
-        return PromptMatch(found, dict.fromkeys(found, total))
+        match = PromptMatch.stated(found, dict.fromkeys(found, total))
+        for part in match.parts:
+            for target, slot in list(part.group.slots.items()):
+                part.group.add(slot, target, SimpleNamespace(epoch=7))  # type: ignore[arg-type]
+        return match
 
     def expect(self, *arguments: Any) -> None:
         return None
@@ -95,12 +99,16 @@ class Metrics:
 class Routing:
     """What a routing process has."""
 
-    def __init__(self, path: str, urls: list[str]) -> None:
+    def __init__(self, path: str, urls: list[str], config: ModelConfig = CONFIG) -> None:
         self.path = path
-        self.registry, self.load, self.index = WorkerRegistry(), ActiveLoad(), Index()
+        costed = {MODEL: 8_000.0} if config.policy is PolicyName.KV_COST else {}
+        self.registry, self.load, self.index = WorkerRegistry(), ActiveLoad(costed), Index()
         self.registry.add_listener(self.load)
-        policies = {MODEL: make_policy(CONFIG, random.Random(1))}
-        self.routing = LocalRouting(self.registry, self.index, self.load, policies, Metrics())  # type: ignore[arg-type]
+        policies = {MODEL: make_policy(config, random.Random(1))}
+        queues = {MODEL: config.queue} if config.queue.enabled else {}
+        self.routing = LocalRouting(
+            self.registry, self.index, self.load, policies, Metrics(), queues=queues  # type: ignore[arg-type]
+        )
         self.merged: list[bytes] = []
         self.server = LeaseServer(
             self.routing, self.registry, self.load, self.index, merge=self.merged.append  # type: ignore[arg-type]
@@ -148,6 +156,7 @@ class Side:
             fallback,
             process=number,
             answer_secs=answer_secs,
+            wait_secs={MODEL: 30.0},
             fell_back=self.fell_back.append,
         )
         self.task = asyncio.create_task(self.routing.run())
@@ -181,8 +190,8 @@ class Rig:
         self._stack = stack
         self._sides = 0
 
-    async def routing(self, *urls: str, start: bool = True) -> Routing:
-        made = Routing(self._path, list(urls))
+    async def routing(self, *urls: str, start: bool = True, config: ModelConfig = CONFIG) -> Routing:
+        made = Routing(self._path, list(urls), config)
         self._stack.push_async_callback(made.server.close)
         if start:
             pathlib.Path(self._path).unlink(missing_ok=True)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from sgl_router.errors import ErrorCode
 from sgl_router.observability import Outcome
 from sgl_router.policies import DecisionReason, Unmatched
 from sgl_router.processes.wire import (
@@ -15,9 +16,11 @@ from sgl_router.processes.wire import (
     FirstByte,
     Fleet,
     Hashing,
+    Held,
     Hello,
     Message,
     NobodyLeft,
+    Refused,
     WorkerGone,
     WorkerState,
     encode_into,
@@ -29,8 +32,8 @@ from sgl_router.workers import HealthState, WorkerMode
 WORKER = WorkerState(1, "http://a:1", "m", WorkerMode.PLAIN, 2, 16, "t0", HealthState.HEALTHY)
 UP = [
     Hello(1, 2, {"m": 4096, "n": None}),
-    Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, [3]),
-    Choose(2, "m", None, {}, None, Unmatched.MEDIA, []),
+    Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, [3], "req-1", True, 2, "chat-1"),
+    Choose(2, "m", None, {}, None, Unmatched.MEDIA, [], "req-2", False, -1, None),
     FirstByte(1, 200),
     End(1, Outcome.COMPLETED, 5),
     End(1, Outcome.CLIENT_GONE, None),
@@ -44,6 +47,8 @@ DOWN = [
     WorkerGone(4),
     Chosen(1, 2, 0, DecisionReason.CACHE_HIT, 2, 0, 1, 3, 4, 16, 70, None, 3),
     NobodyLeft(1),
+    Held(1),
+    Refused(1, ErrorCode.QUEUE_FULL, "full", 3),
     Expired(1),
 ]
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from sgl_router.proxy import ClientGone, Headers, UpstreamPool
+from sgl_router.proxy import ClientGone, Headers, UpstreamPool, header_pairs
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -55,14 +55,15 @@ class Recorder:
         self.gone = False
         self.whole = False
 
-    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send(self, status: int, headers: Headers | bytes, body: bytes) -> None:
         self.whole = True
         await self.start(status, headers)
         await self.write(body)
         await self.end()
 
-    async def start(self, status: int, headers: Headers) -> None:
-        self.started, self.status, self.headers = True, status, headers
+    async def start(self, status: int, headers: Headers | bytes) -> None:
+        self.started, self.status = True, status
+        self.headers = header_pairs(headers) if isinstance(headers, bytes) else headers
 
     async def write(self, data: bytes) -> None:
         if self.gone:

@@ -343,3 +343,19 @@ async def test_no_bytes_whatever_leave_a_request_waiting_or_in_doubt(data: st.Da
         assert connection.complete
         assert 200 <= connection.status <= 599
         assert not any(b"\r" in part or b"\n" in part or b"\0" in part for pair in connection.headers for part in pair)
+
+
+async def test_a_head_met_before_needs_no_parser() -> None:
+    connection, wire = UpstreamConnection(), Wire()
+    connection.connection_made(wire)  # type: ignore[arg-type]
+    for body in (b"hi", b"x" * 2000, b""):
+        request = asyncio.ensure_future(connection.request(b"", b""))
+        await asyncio.sleep(0)
+        start = b"HTTP/1.1 200 OK\r\nx-met: before\r\ncontent-length: %d\r\n\r\n" % len(body)
+        connection.data_received(start + body)
+        await request
+        assert (connection.status, connection.headers) == (200, [(b"x-met", b"before")])
+        assert (await connection.read() or b"") == body
+        assert connection.reusable
+        connection._parser = None
+    assert not wire.aborted

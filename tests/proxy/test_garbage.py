@@ -62,7 +62,7 @@ class Client:
         if self.gone:
             raise ClientGone
 
-    def try_write(self, data) -> bool:
+    def try_write(self, data, last=False) -> bool:
         return not self.gone
 
     async def end(self) -> None: ...
@@ -84,7 +84,7 @@ async def request(pool: UpstreamPool, url: str, expected: type[Exception] | None
                     Relayed(),
                     deadline=deadline,
                     idle_secs=0.03 if impatient else 5,
-                    added_headers=[],
+                    added_lines=b"",
                     first_byte=lambda: None,
                 )
     except (RouterError, ClientGone) as error:

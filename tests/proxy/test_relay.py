@@ -24,7 +24,7 @@ async def run(pool, server, recorder, *, idle_secs: float = 5.0) -> tuple[Relaye
             relayed,
             deadline=deadline,
             idle_secs=idle_secs,
-            added_headers=[(b"x-added", b"1")],
+            added_lines=b"\r\nx-added: 1",
             first_byte=lambda: firsts.append(len(recorder.body)),
         )
     return relayed, firsts
@@ -151,11 +151,13 @@ class Direct:
         self.open = True
         self.taken: list[bytes] = []
         self.refused = 0
+        self.last = False
 
     def __getattr__(self, name: str):
         return getattr(self.recorder, name)
 
-    def try_write(self, data: bytes) -> bool:
+    def try_write(self, data: bytes, last: bool = False) -> bool:
+        self.last = last
         if not self.open:
             self.refused += 1
             return False
@@ -349,3 +351,21 @@ async def test_an_answer_in_several_pieces_wakes_once(pool, upstream, recorder) 
     await job
     assert recorder.body == b"hello"
     assert (len(wakes), recorder.writes) == (1, 2)
+
+
+async def test_the_end_is_told_with_the_last_events(pool, upstream, recorder) -> None:
+    step = asyncio.Event()
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(events(0)))
+        await step.wait()
+        writer.write(chunk(events(1)) + chunk(events(2)) + b"0\r\n\r\n")
+
+    out = Direct(recorder)
+    job = asyncio.create_task(run(pool, await upstream(script), out))
+    await until(lambda: recorder.body)
+    assert not out.last
+    step.set()
+    await job
+    assert out.taken == [events(0), events(1, 2)]
+    assert out.last

@@ -17,8 +17,11 @@ def targets(count: int = 3) -> list[Target]:
 
 
 def matched(prompt: int, held: dict[Target, tuple[int, int]]) -> Facts:
-    found = {target: MatchedPrefix(blocks, blocks, 100, expected) for target, (blocks, expected) in held.items()}
-    return Facts(match=PromptMatch(found, dict.fromkeys(found, prompt // 100)), prompt_tokens=prompt)
+    found = {
+        target: MatchedPrefix(blocks, blocks, blocks, max(blocks, expected), 100)
+        for target, (blocks, expected) in held.items()
+    }
+    return Facts(match=PromptMatch.stated(found, dict.fromkeys(found, prompt // 100)), prompt_tokens=prompt)
 
 
 def test_dynamo_like_adds_prefill_and_decode_blocks() -> None:

@@ -214,4 +214,4 @@ def test_a_dispatcher_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_policy_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        make_brain("best", Surroundings(random.Random(0), lambda: 0.0, 1.0))
+        make_brain("best", Surroundings(random.Random(0), lambda: 0.0, {}, 1.0))

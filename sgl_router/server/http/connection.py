@@ -238,7 +238,10 @@ class ClientConnection(asyncio.Protocol):
         """The request of `_head` is whole, or refused; in the latter case `keep_alive` says whether it was read."""
         head = self._head
         name = request_id(head.headers if head.named else [])
-        inbound = Inbound(head.method, self._route, head.headers, body, name)
+        forwarded = head.forwarded
+        if forwarded is None:
+            forwarded = head.forward()
+        inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name)
         out = NativeOutbound(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
         self._linger = refusal is not None and not keep_alive
         self.stage = _SERVING

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from sgl_router.proxy import Headers
+from sgl_router.proxy import Headers, forward_headers, header_lines
 
 from .faults import HttpFault, HttpRefused
 
@@ -44,7 +44,7 @@ _SPECIAL = frozenset(
 
 class RequestHead:
     """`path` is the target without query; `end` the offset of what follows. A body of unknown length is `chunked`.
-    `named`: there is an `x-request-id`."""
+    `named`: there is an `x-request-id`. `forwarded`: the lines for a worker, which have no length in them."""
 
     __slots__ = (
         "chunked",
@@ -52,6 +52,7 @@ class RequestHead:
         "content_length",
         "end",
         "expects_continue",
+        "forwarded",
         "headers",
         "http_1_0",
         "keep_alive",
@@ -76,6 +77,12 @@ class RequestHead:
         self.unmet_expectation = False
         self.content_encoding = b""
         self.named = False
+        self.forwarded: bytes | None = None
+
+    def forward(self) -> bytes:
+        """Make `forwarded`."""
+        self.forwarded = lines = header_lines(forward_headers(self.headers))
+        return lines
 
 
 def read_head(data: bytes, start: int = 0) -> RequestHead | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from sgl_router.proxy import ClientGone, Headers
+from sgl_router.proxy import ClientGone, Headers, header_lines
 
 if TYPE_CHECKING:
     from .connection import ClientConnection
@@ -15,7 +15,6 @@ __all__ = ["NativeOutbound"]
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _LINES: dict[tuple[int, bool], bytes] = {}
 _BODILESS = frozenset((204, 304))
-_pair = b": ".join
 # Below, one write of a copy costs less than several. Not `writelines`: that of asyncio in Python 3.12 and 3.13 never
 # pauses the writer, so a client that does not read could take any amount of memory.
 JOIN_LIMIT = 32 << 10
@@ -50,7 +49,7 @@ class NativeOutbound:
         self.complete = False
         self.status = 499
 
-    async def send(self, status: int, headers: Headers, body: bytes) -> None:
+    async def send(self, status: int, headers: Headers | bytes, body: bytes) -> None:
         connection = self._connection
         if connection.gone:
             raise ClientGone
@@ -69,7 +68,7 @@ class NativeOutbound:
         if connection.write_paused:
             await connection.drained()
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def start(self, status: int, headers: Headers | bytes) -> None:
         connection = self._connection
         if connection.gone:
             raise ClientGone
@@ -90,8 +89,15 @@ class NativeOutbound:
         if self._connection.write_paused:
             await self._connection.drained()
 
-    def try_write(self, data: bytes) -> bool:
-        return not self._connection.write_paused and not self.complete and self._put(data)
+    def try_write(self, data: bytes, last: bool = False) -> bool:
+        connection = self._connection
+        if connection.write_paused or self.complete or connection.gone:
+            return False
+        if last and self._chunked and data and len(data) <= JOIN_LIMIT:
+            self.complete = True
+            connection.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+            return True
+        return self._put(data)
 
     async def end(self) -> None:
         connection = self._connection
@@ -126,12 +132,10 @@ class NativeOutbound:
             connection.transport.write(data)
         return True
 
-    def _head(self, status: int, headers: Headers, framing: bytes) -> bytes:
+    def _head(self, status: int, headers: Headers | bytes, framing: bytes) -> bytes:
         """The head up to and including its blank line. ValueError where a header would break out of its line."""
         front = self._connection.front
-        block = b"\r\n".join((_status_line(status, self._http_1_0), *map(_pair, headers)))
-        if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
-            raise ValueError("a response header contains a line break")
+        lines = headers if isinstance(headers, bytes) else header_lines(headers)
         self.keep_alive = self.keep_alive and not front.services.closing
         if self.keep_alive:
             end = b"connection: keep-alive\r\n\r\n" if self._http_1_0 else b"\r\n"
@@ -139,15 +143,18 @@ class NativeOutbound:
             end = b"\r\n" if self._http_1_0 else b"connection: close\r\n\r\n"
         self.started = True
         self.status = status
-        parts = (block, b"\r\nx-request-id: ", self._request_id.encode("ascii"), framing)
-        if b"\r\ndate: " in block:
-            return b"".join((*parts, b"" if b"\r\nserver: " in block else front.server_line, end))
-        return b"".join((*parts, front.date_line, b"" if b"\r\nserver: " in block else front.server_line, end))
+        return b"%b%b\r\nx-request-id: %b%b%b%b%b" % (
+            _LINES.get((status, self._http_1_0)) or _status_line(status, self._http_1_0),
+            lines,
+            self._request_id.encode("ascii"),
+            framing,
+            b"" if b"\r\ndate: " in lines else front.date_line,
+            b"" if b"\r\nserver: " in lines else front.server_line,
+            end,
+        )
 
 
 def _status_line(status: int, http_1_0: bool) -> bytes:
-    line = _LINES.get((status, http_1_0))
-    if line is None:
-        text = f"HTTP/1.{0 if http_1_0 else 1} {status} {_PHRASES.get(status, '')}"
-        line = _LINES[status, http_1_0] = text.encode("ascii")
+    text = f"HTTP/1.{0 if http_1_0 else 1} {status} {_PHRASES.get(status, '')}"
+    line = _LINES[status, http_1_0] = text.encode("ascii")
     return line

@@ -383,6 +383,21 @@ async def test_what_comes_after_the_end_breaks_the_connection() -> None:
                 await reader.readexactly(1)
 
 
+@pytest.mark.parametrize("piece", [b"", b"x", b"y" * 100_000])
+async def test_the_last_piece_may_bring_the_end(piece: bytes) -> None:
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        await out.start(200, [])
+        assert out.try_write(b"first")
+        assert out.try_write(piece, True)
+        await out.end()
+
+    async with running("native") as rig:
+        answer_with(rig, serve)
+        reader, writer = await rig.open()
+        writer.write(post() + post() + post(target=STREAM))
+        assert [(await read_reply(reader)).body for _ in range(3)] == [b"first" + piece] * 2 + [b"hello"]
+
+
 async def test_large_answers_arrive_whole() -> None:
     body = bytes(range(256)) * 1024
 

@@ -1,0 +1,251 @@
+"""`sgl-router replay`: a trace sent as real requests, and what its clients saw."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .flags import above_zero, add_flag, count, fraction, read_workload
+
+if TYPE_CHECKING:
+    from sgl_router.replay.prompts import PromptMaker
+    from sgl_router.replay.run import ReplaySettings
+    from sgl_router.replay.sender import Sender
+    from sgl_router.replay.study import Reading, Replay
+
+__all__ = ["DESCRIPTION", "add_arguments", "run_replay_command"]
+
+DESCRIPTION = """Sends a trace as streaming chat requests to a router, or to any OpenAI-compatible server.
+
+Requests leave when the trace says so, however slow the answers are. Prompts are words of one token each, chosen by
+the trace's hash_ids: the same id at the same position is the same text, and a block has the trace's number of tokens
+in the whole prompt, chat template included. Only hash_ids decide what prompts have in common: answers are not fed
+back, so a later turn of a conversation repeats the earlier prompt but not what the server answered to it.
+"""
+
+_BAR = 32
+_INTERRUPTED = 130
+_FILES_BESIDE_CONNECTIONS = 256
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `replay`."""
+    source = parser.add_argument_group("workload (one of the two)")
+    source.add_argument("--trace", metavar="FILE", help="Mooncake-format JSONL: timestamp, lengths, hash_ids")
+    source.add_argument(
+        "--workload", metavar="NAME", help="made up: shared_prompt, chats, unique, hot_prefix, bimodal, bursts"
+    )
+    add_flag(source, "--limit", count, None, "N", "requests to take (default: all; 2,000 made up)")
+    add_flag(source, "--requests-per-sec", above_zero, 4.0, "R", "with --workload, on average")
+    add_flag(source, "--rate", above_zero, 1.0, "X", "arrivals X times as fast")
+    add_flag(source, "--block-size", count, 512, "N", "tokens of one of the trace's blocks")
+    source.add_argument(
+        "--token-scale",
+        type=fraction,
+        default=Fraction(1),
+        metavar="F",
+        help="all lengths times F, for slow workers or short contexts: 1/16 makes blocks of 512 tokens 32 (default 1)",
+    )
+    add_flag(
+        source,
+        "--seed",
+        int,
+        0,
+        "N",
+        "of the workload and the words: with another seed the same trace has other texts, so that a fleet which has "
+        "seen them starts cold",
+    )
+
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--url",
+        default="http://127.0.0.1:30000",
+        help="where /v1/chat/completions is (default http://127.0.0.1:30000)",
+    )
+    server.add_argument("--model", metavar="NAME", help="model to ask for (default: the only one the server lists)")
+    server.add_argument("--api-key-env", metavar="VAR", help="environment variable with the key to send")
+    server.add_argument(
+        "--tokenizer",
+        metavar="PATH",
+        help="the server's tokenizer: a directory, a tokenizer.json or a hub id (default: the mock workers')",
+    )
+    server.add_argument(
+        "--no-ignore-eos",
+        action="store_true",
+        help="leave ignore_eos out, for servers that refuse it; answers may then end early",
+    )
+    add_flag(server, "--max-in-flight", count, 4096, "N", "requests due beyond so many open ones are dropped, counted")
+    add_flag(server, "--timeout", above_zero, 600.0, "SECS", "for one request, to its last token")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--html", metavar="FILE", help="write a report with plots, one file that needs nothing else")
+    output.add_argument("--json", metavar="FILE", help="write the numbers")
+    output.add_argument(
+        "--per-request", action="store_true", help="with --json: every request, in the form simulate has them"
+    )
+    output.add_argument(
+        "--compare",
+        metavar="FILE",
+        help="print this run beside another: a --json of replay, or of simulate with one policy at one rate",
+    )
+
+
+def run_replay_command(options: argparse.Namespace) -> int:
+    """Replay and report. 1 where nothing was answered, 2 for a question that makes no sense, 130 after Ctrl-C."""
+    from sgl_router.replay.study import read_other
+    from sgl_router.simulate.trace import TraceError
+    from sgl_router.tokenization import TokenizerLoadError
+
+    other: Reading | None = None
+    for path in (options.html, options.json):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            return _refuse(f"{path}: its folder does not exist")
+    try:
+        if options.compare is not None:
+            other = read_other(options.compare)
+        settings = _settings(options)
+        maker = _prompt_maker(options, settings.block_tokens)
+    except (TraceError, TokenizerLoadError, OSError, ValueError) as error:
+        return _refuse(str(error))
+    _allow_connections(options.max_in_flight)
+    replay = _run(settings, maker)
+    if replay is None:
+        return 1
+    _report(options, replay, other)
+    if replay.interrupted:
+        return _INTERRUPTED
+    return 0 if replay.summary.answered else 1
+
+
+def _settings(options: argparse.Namespace) -> ReplaySettings:
+    from sgl_router.replay.client import base_url
+    from sgl_router.replay.prompts import scale_rows
+    from sgl_router.replay.run import ReplaySettings
+
+    try:
+        url = base_url(options.url)
+    except ValueError as error:
+        raise ValueError(f"--url: {error}") from None
+    key = None
+    if options.api_key_env is not None:
+        key = os.environ.get(options.api_key_env)
+        if not key:
+            raise ValueError(f"--api-key-env {options.api_key_env}: the variable is not set")
+    block = options.block_size * options.token_scale
+    if block.denominator != 1:
+        raise ValueError(f"--token-scale {options.token_scale}: blocks of {options.block_size} tokens would be {block}")
+    name, rows = read_workload(options)
+    return ReplaySettings(
+        workload=name,
+        rows=scale_rows(rows, options.token_scale),
+        block_tokens=int(block),
+        scale=options.token_scale,
+        rate=options.rate,
+        seed=options.seed,
+        url=url,
+        model=options.model,
+        api_key=key,
+        max_in_flight=options.max_in_flight,
+        timeout_secs=options.timeout,
+        ignore_eos=not options.no_ignore_eos,
+    )
+
+
+def _prompt_maker(options: argparse.Namespace, block_tokens: int) -> PromptMaker:
+    from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+    from sgl_router.observability import configure_logging
+    from sgl_router.replay.prompts import PromptMaker
+    from sgl_router.replay.words import learn_vocabulary
+    from sgl_router.tokenization import ModelTokenizer
+
+    configure_logging("warning", "text")
+    tokenizer = ModelTokenizer.load(options.tokenizer or EMBEDDED_TOKENIZER_PATH, conversation_cache_bytes=0)
+    try:
+        vocabulary = learn_vocabulary(tokenizer)
+    except ValueError as error:
+        raise ValueError(f"--tokenizer: {error}") from None
+    finally:
+        tokenizer.close()
+    if vocabulary.note:
+        print(f"sgl-router replay: warning: {vocabulary.note}", file=sys.stderr)
+    return PromptMaker(vocabulary, block_tokens=block_tokens, seed=options.seed)
+
+
+def _run(settings: ReplaySettings, maker: PromptMaker) -> Replay | None:
+    from sgl_router.replay.client import ServerProblem
+    from sgl_router.replay.run import run_replay
+
+    from .serve import new_event_loop
+
+    bar = _Bar() if sys.stderr.isatty() else None
+    loop = new_event_loop()
+    try:
+        return loop.run_until_complete(run_replay(settings, maker, progress=bar))
+    except ServerProblem as error:
+        print(f"sgl-router replay: {error}", file=sys.stderr)
+        return None
+    finally:
+        if bar is not None:
+            bar.wipe()
+        loop.close()
+
+
+def _report(options: argparse.Namespace, replay: Replay, other: Reading | None) -> None:
+    from sgl_router.replay.table import format_comparison, format_replay
+
+    print(format_replay(replay))
+    if other is not None:
+        print(f"\n{format_comparison(replay, other)}")
+    if options.json is not None:
+        import msgspec
+
+        from sgl_router.replay.study import as_json
+
+        encoded = msgspec.json.encode(as_json(replay, per_request=options.per_request))
+        Path(options.json).write_bytes(msgspec.json.format(encoded, indent=2))
+    if options.html is not None:
+        from sgl_router.replay.report import render_report
+
+        Path(options.html).write_text(render_report(replay, other), encoding="utf-8")
+
+
+def _allow_connections(wanted: int) -> None:
+    """Shells allow 1,024 open files where the system allows many more."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _FILES_BESIDE_CONNECTIONS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+class _Bar:
+    """A progress bar, redrawn when there is something to see."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def __call__(self, sender: Sender, total: int) -> None:
+        filled = _BAR * sender.ended // total
+        line = (
+            f"[{'#' * filled}{'.' * (_BAR - filled)}] {sender.ended:,}/{total:,} ended, {sender.in_flight:,} in flight"
+        )
+        if line != self._shown:
+            padding = " " * (len(self._shown) - len(line))
+            self._shown = line
+            print(f"\r{line}{padding}", end="", file=sys.stderr, flush=True)
+
+    def wipe(self) -> None:
+        print(f"\r{' ' * len(self._shown)}\r", end="", file=sys.stderr, flush=True)
+
+
+def _refuse(problem: str) -> int:
+    print(f"sgl-router replay: {problem}", file=sys.stderr)
+    return 2

@@ -1,0 +1,137 @@
+"""Requests that wait in the router while every target has enough to compute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from sortedcontainers import SortedKeyList
+
+if TYPE_CHECKING:
+    from sgl_router.config import QueueConfig
+    from sgl_router.policies import Costs, Facts, KvCost
+    from sgl_router.workers import Target
+
+__all__ = ["Waiting", "WaitingLine"]
+
+# How many of those first in line are weighed against each other, with what the index says now.
+_WEIGHED = 8
+
+
+class Waiting:
+    """One request in line. `since`: when it came, seconds; `priority`: higher goes first."""
+
+    __slots__ = ("facts", "priority", "rank", "since", "work_ms")
+
+    def __init__(self, facts: Facts, since: float, priority: int = 0) -> None:
+        self.facts = facts
+        self.since = since
+        self.priority = priority
+        self.work_ms = 0.0
+        self.rank: tuple[float, float] = (0.0, 0.0)
+
+
+class WaitingLine:
+    """Who goes next, and where to. Pure: time and the index's word come in.
+
+    Classes by priority; in a class the least work first, less `ageing` milliseconds for each millisecond waited: a
+    request is passed only by such as come later by no more than what they are shorter, over `ageing`. Who has waited
+    for half of `max_wait_secs` goes before all classes.
+    """
+
+    def __init__(self, policy: KvCost, settings: QueueConfig) -> None:
+        self._policy = policy
+        self._settings = settings
+        self._waiting: dict[Waiting, None] = {}  # in order of arrival
+        self._order: SortedKeyList[Waiting, tuple[float, float]] = SortedKeyList(key=_rank)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def full(self) -> bool:
+        return len(self._waiting) >= self._settings.max_waiting
+
+    def has_room(self, candidates: Sequence[Target], now: float) -> bool:
+        """Whether some target will soon have nothing left to compute."""
+        bound = self._settings.release_below_ms / 1000
+        for target in candidates:
+            forecast = target.forecast
+            if forecast is None:
+                return True
+            prompts = forecast.prompts
+            if not len(prompts) or (bound and prompts.tokens(now) <= bound * prompts.speed.tokens_per_sec):
+                return True
+        return False
+
+    def enter(self, item: Waiting, candidates: Sequence[Target], now: float) -> None:
+        """Join the line; the caller has seen that it is not `full`."""
+        self._place(item, self._policy.costs(self._policy.standing(candidates, now), item.facts))
+        self._waiting[item] = None
+        self._order.add(item)
+        self._policy.waiting = len(self._waiting)
+
+    def leave(self, item: Waiting) -> bool:
+        """Out of the line, wherever it stood. False where it is not in it (any more)."""
+        if item not in self._waiting:
+            return False
+        del self._waiting[item]
+        self._order.remove(item)
+        self._policy.waiting = len(self._waiting)
+        return True
+
+    def overdue(self, now: float) -> list[Waiting]:
+        """Those who have waited for `max_wait_secs`: they are in line until they leave."""
+        late = []
+        for item in self._waiting:
+            if now - item.since < self._settings.max_wait_secs:
+                break
+            late.append(item)
+        return late
+
+    def next(
+        self, candidates: Sequence[Target], now: float, refresh: Callable[[Waiting], Facts]
+    ) -> tuple[Waiting, int, Costs] | None:
+        """Take the best pair of a request and a target out of the line, if a target has room: the request, its target's
+        position among the candidates, its costs at all of them. `refresh` says what the index knows of a request now.
+        """
+        if not self._waiting or not candidates or not self.has_room(candidates, now):
+            return None
+        standing = self._policy.standing(candidates, now)
+        scale = 1.0 + standing.others
+        best: tuple[float, Waiting, Costs] | None = None
+        for item in self._first(now):
+            item.facts = refresh(item)
+            costs = self._policy.costs(standing, item.facts)
+            self._order.remove(item)
+            self._place(item, costs)
+            self._order.add(item)
+            score = min(costs.totals) / scale - self._settings.ageing * (now - item.since) * 1000
+            if best is None or score < best[0]:
+                best = (score, item, costs)
+        if best is None:
+            return None
+        _, item, costs = best
+        self.leave(item)
+        return item, self._policy.cheapest(costs), costs
+
+    def _first(self, now: float) -> list[Waiting]:
+        """Who may go now: of one class."""
+        oldest = next(iter(self._waiting))
+        if now - oldest.since >= self._settings.max_wait_secs / 2:
+            return [oldest]
+        if self._settings.order == "fcfs":
+            return [self._order[0]]
+        first = list(self._order.islice(0, _WEIGHED))
+        return [item for item in first if item.priority == first[0].priority]
+
+    def _place(self, item: Waiting, costs: Costs) -> None:
+        item.work_ms = min(costs.work_ms, default=0.0)
+        when = item.since * 1000
+        if self._settings.order == "shortest_work_first":
+            when = item.work_ms + self._settings.ageing * when
+        item.rank = (-item.priority, when)
+
+
+def _rank(item: Waiting) -> tuple[float, float]:
+    return item.rank

@@ -1,0 +1,52 @@
+"""What is reckoned of one target's work, for policies that count tokens."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .prefill_speed import PrefillSpeed
+from .prompt_queue import PromptQueue
+from .running_answers import RunningAnswers
+
+if TYPE_CHECKING:
+    from sgl_router.loads import LoadReport
+
+__all__ = ["Forecast"]
+
+
+class Forecast:
+    """Kept up by `policies.ActiveLoad`, corrected by what the target says of itself. `born`: when it joined a
+    fleet at work; -inf for those that were there before the work."""
+
+    __slots__ = ("_stale_secs", "answers", "born", "prompts", "report", "reported_at")
+
+    def __init__(self, tokens_per_sec: float, born: float, *, stale_secs: float = 10.0) -> None:
+        self.prompts = PromptQueue(PrefillSpeed(tokens_per_sec), stale_secs=stale_secs)
+        self.answers = RunningAnswers()
+        self.born = born
+        self.report: LoadReport | None = None
+        self.reported_at = float("-inf")
+        self._stale_secs = stale_secs
+
+    def reported(self, report: LoadReport, at: float) -> None:
+        """The target's own word on its load, true at `at`. One that is older than the last is dropped."""
+        last, passed = self.report, at - self.reported_at
+        if passed < 0:
+            return
+        self.report, self.reported_at = report, at
+        if last is not None:
+            self._learn(last, report)
+        self.prompts.reported(report.waiting, report.waiting_uncached_tokens, idle=not report.running, at=at)
+
+    def used_tokens(self, now: float) -> int:
+        """KV tokens in use, as the target last said; 0 where it has not said anything lately."""
+        report = self.report
+        if report is None or now - self.reported_at > self._stale_secs:
+            return 0
+        return report.used_tokens or 0
+
+    def _learn(self, last: LoadReport, report: LoadReport) -> None:
+        tokens, secs = report.prefilled_tokens, report.prefill_busy_secs
+        if tokens is None or secs is None or last.prefilled_tokens is None or last.prefill_busy_secs is None:
+            return
+        self.prompts.speed.tell(tokens - last.prefilled_tokens, secs - last.prefill_busy_secs)

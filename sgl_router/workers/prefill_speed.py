@@ -1,0 +1,62 @@
+"""How fast a target computes prompts, learned from what it does."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+
+__all__ = ["DEFAULT_TOKENS_PER_SEC", "PrefillSpeed"]
+
+DEFAULT_TOKENS_PER_SEC = 8_000.0
+
+# Below this an observation tells of overheads, not of speed.
+_MIN_TOKENS = 256
+_SAMPLES = 32
+# What interferes only makes a prompt slower: other routers' prompts, decode steps, a pause. What makes it look faster
+# is a hit nobody foresaw, which is rarer. So the truth lies above the median, and well below the fastest.
+_QUANTILE = 0.75
+# What was thought at first counts as so many observations: one alone, a prompt that had to wait for a compiler, would
+# else leave the target without a second one to prove it wrong.
+_INITIAL_COUNTS = 3
+# One report's word against what is known so far.
+_TOLD_WEIGHT = 0.3
+
+
+class PrefillSpeed:
+    """The upper quartile of the last observations; where the target says itself what it has computed in what time, that
+    and nothing else. `initial` counts as a few observations. No single one moves it far."""
+
+    __slots__ = ("_recent", "_sorted", "observations", "shown", "tokens_per_sec", "told")
+
+    def __init__(self, initial: float = DEFAULT_TOKENS_PER_SEC) -> None:
+        self.tokens_per_sec = initial
+        self.observations = 0
+        self.shown = False
+        """Whether it is known from more than hearsay."""
+        self.told = False
+        self._recent = deque([initial] * _INITIAL_COUNTS)
+        self._sorted = [initial] * _INITIAL_COUNTS
+
+    def learn(self, tokens: int, secs: float) -> None:
+        """`tokens` seem to have been computed in `secs`. Few tokens, or no time at all, teach nothing."""
+        if self.told or tokens < _MIN_TOKENS or secs <= 0:
+            return
+        self.observations += 1
+        self.shown = self.observations >= _INITIAL_COUNTS
+        if len(self._recent) >= _SAMPLES:
+            self._sorted.remove(self._recent.popleft())
+        speed = tokens / secs
+        self._recent.append(speed)
+        insort(self._sorted, speed)
+        self.tokens_per_sec = self._sorted[int((len(self._sorted) - 1) * _QUANTILE)]
+
+    def tell(self, tokens: int, secs: float) -> None:
+        """`tokens` were computed in `secs`, as the target itself counts."""
+        if tokens < _MIN_TOKENS or secs <= 0:
+            return
+        speed = tokens / secs
+        self.tokens_per_sec = speed if not self.told else self.tokens_per_sec + _TOLD_WEIGHT * (
+            speed - self.tokens_per_sec
+        )
+        self.told = self.shown = True
+        self.observations += 1

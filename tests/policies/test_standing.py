@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from sgl_router.config import KvCostConfig
+from sgl_router.policies import ActiveLoad
+from sgl_router.policies.standing import Standing
+from sgl_router.workers import Target, Worker, WorkerInfo
+
+
+@pytest.fixture
+def targets() -> list[Target]:
+    load = ActiveLoad({"m": 2_000.0}, clock=lambda: 0.0)
+    workers = [Worker(f"http://w{number}:1", WorkerInfo(served_model_name="m", block_size=10)) for number in range(5)]
+    for worker in workers:
+        load.worker_added(worker)
+    for number, worker in enumerate(workers):
+        for _ in range(number):
+            load.acquire(worker.targets[0], prefill_tokens=100, decode_blocks=3, now=0.0)
+    return [worker.targets[0] for worker in workers]
+
+
+def test_every_candidate_has_an_entry(targets: list[Target]) -> None:
+    standing = Standing(targets, KvCostConfig(decode_ms_per_1k_tokens=1_000.0), 0.0)
+    assert standing.queued == [0.0, 100.0, 200.0, 300.0, 400.0]
+    assert standing.resident == [0.0, 30.0, 60.0, 90.0, 120.0]
+    assert standing.ms_per_token == [0.5] * 5
+    assert standing.fixed_ms == [pytest.approx(number * (50.0 + 30.0)) for number in range(5)]
+    assert standing.positions[targets[3]] == 3
+
+
+def test_calm_is_the_mean_of_the_less_busy_half(targets: list[Target]) -> None:
+    settings = KvCostConfig()
+    assert Standing(targets, settings, 0.0).calm() == 1.0
+    assert Standing(targets[3:], settings, 0.0).calm() == 3.0
+    assert Standing([], settings, 0.0).calm() == 0.0
+    targets[0].forecast = None
+    assert Standing(targets, settings, 0.0).calm() == 1.5
+    assert Standing(targets[:1], settings, 0.0).calm() == 0.0
+
+
+def test_who_has_not_shown_its_speed_is_thought_to_be_like_the_others(targets: list[Target]) -> None:
+    for target, speed in zip(targets, (10_000, 20_000, 20_000), strict=False):
+        assert target.forecast is not None
+        target.forecast.prompts.speed.tell(speed, 1.0)
+    standing = Standing(targets, KvCostConfig(decode_ms_per_1k_tokens=0.0), 0.0)
+    assert standing.ms_per_token == [pytest.approx(each) for each in (0.1, 0.05, 0.05, 0.05, 0.05)]
+    assert standing.fixed_ms == [pytest.approx(each) for each in (0.0, 5.0, 10.0, 15.0, 20.0)]
+    assert targets[4].forecast is not None
+    targets[4].forecast.born = -10.0
+    ramping = Standing(targets, KvCostConfig(slow_start_secs=40.0), 0.0)
+    assert ramping.ms_per_token[4] == pytest.approx(0.2)
+    for _ in range(3):
+        targets[4].forecast.prompts.speed.learn(500, 1.0)
+    assert Standing(targets, KvCostConfig(slow_start_secs=0.0), 0.0).ms_per_token[4] == pytest.approx(0.5)

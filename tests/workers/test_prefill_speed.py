@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sgl_router.workers.prefill_speed import PrefillSpeed
+
+
+def learned(*speeds: float, initial: float = 8_000.0) -> PrefillSpeed:
+    speed = PrefillSpeed(initial)
+    for each in speeds:
+        speed.learn(1_000, 1_000 / each)
+    return speed
+
+
+def test_until_something_is_seen_it_is_what_was_said() -> None:
+    speed = PrefillSpeed(5_000.0)
+    assert (speed.tokens_per_sec, speed.observations, speed.told) == (5_000.0, 0, False)
+
+
+@pytest.mark.parametrize("true", [500.0, 2_000.0, 8_000.0, 40_000.0, 100_000.0])
+def test_it_comes_to_the_true_speed(true: float) -> None:
+    assert learned(*[true] * 32).tokens_per_sec == pytest.approx(true)
+
+
+def test_what_slows_prompts_down_now_and_then_is_not_its_speed() -> None:
+    rng = random.Random(1)
+    speeds = [20_000.0 if rng.random() < 0.5 else rng.uniform(1_000, 20_000) for _ in range(200)]
+    assert learned(*speeds).tokens_per_sec == pytest.approx(20_000.0, rel=0.05)
+
+
+def test_nor_is_a_hit_that_nobody_foresaw() -> None:
+    rng = random.Random(1)
+    speeds = [1e6 if rng.random() < 0.1 else 10_000.0 for _ in range(200)]
+    assert learned(*speeds).tokens_per_sec == pytest.approx(10_000.0)
+
+
+@pytest.mark.parametrize("first", [1.0, 1e9])
+def test_one_observation_alone_does_not_move_it_far(first: float) -> None:
+    assert learned(first).tokens_per_sec == 8_000.0
+    assert learned(*[5_000.0] * 40, first).tokens_per_sec == pytest.approx(5_000.0)
+
+
+def test_nine_slow_prompts_or_two_fast_ones_convince() -> None:
+    assert learned(*[500.0] * 9).tokens_per_sec == pytest.approx(500.0)
+    assert learned(*[80_000.0] * 2).tokens_per_sec == pytest.approx(80_000.0)
+
+
+@given(st.lists(st.floats(1.0, 1e9), max_size=80))
+def test_it_is_always_one_of_the_last_observations(speeds: list[float]) -> None:
+    speed = learned(*speeds)
+    among = ([8_000.0] * 3 + speeds)[-32:]
+    assert any(speed.tokens_per_sec == pytest.approx(each) for each in among)
+    assert sum(each > speed.tokens_per_sec * (1 + 1e-9) for each in among) <= len(among) / 4 + 1
+
+
+def test_three_observations_or_one_word_of_its_own_show_it() -> None:
+    assert [learned(*[9_000.0] * count).shown for count in range(5)] == [False, False, False, True, True]
+    speed = PrefillSpeed()
+    speed.tell(10_000, 1.0)
+    assert speed.shown
+
+
+def test_a_change_of_speed_is_followed() -> None:
+    speed = learned(*[10_000.0] * 100)
+    for _ in range(30):
+        speed.learn(1_000, 0.2)
+    assert speed.tokens_per_sec == pytest.approx(5_000.0)
+
+
+@pytest.mark.parametrize(("tokens", "secs"), [(255, 1.0), (1_000, 0.0), (1_000, -1.0), (0, 1.0)])
+def test_what_teaches_nothing(tokens: int, secs: float) -> None:
+    speed = PrefillSpeed()
+    speed.learn(tokens, secs)
+    speed.tell(tokens, secs)
+    assert (speed.tokens_per_sec, speed.observations, speed.told) == (8_000.0, 0, False)
+
+
+def test_what_the_target_says_itself_counts_alone() -> None:
+    speed = learned(1_000.0, 1_000.0)
+    speed.tell(10_000, 0.5)
+    assert (speed.tokens_per_sec, speed.told) == (20_000.0, True)
+    speed.learn(1_000, 1.0)
+    assert speed.tokens_per_sec == 20_000.0
+    speed.tell(10_000, 1.0)
+    assert speed.tokens_per_sec == pytest.approx(17_000.0)
