@@ -56,7 +56,7 @@ class RemoteLease:
             self._local.first_byte(status)
             self._owner.tell(FirstByte(self._seq, status))
 
-    def end(self, outcome: Outcome, cached_tokens: int | None = None) -> None:
+    def end(self, outcome: Outcome, cached_tokens: int | None = None, output_tokens: int | None = None) -> None:
         owner, self._owner = self._owner, None
         if owner is None:
             return

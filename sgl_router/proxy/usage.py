@@ -1,4 +1,4 @@
-"""Finds `cached_tokens` in an answer without parsing it."""
+"""Finds token counts in an answer without parsing it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import re
 
 __all__ = ["UsageTail"]
 
-# Quotes inside a JSON string are escaped, so no text that a model writes can look like this key.
-_KEY = b'"cached_tokens"'
+# Quotes inside a JSON string are escaped, so no text that a model writes can look like these keys.
+_CACHED = b'"cached_tokens"'
+_OUTPUT = b'"completion_tokens"'
 _COUNT = re.compile(rb"\s*:\s*(\d{1,12})")
 _SEARCHED_BYTES = 4096
 
@@ -26,12 +27,19 @@ class UsageTail:
 
     def cached_tokens(self) -> int | None:
         """The last count reported, None where there is none."""
+        return self._last_count(_CACHED)
+
+    def output_tokens(self) -> int | None:
+        """The answer's length, None where it is not told."""
+        return self._last_count(_OUTPUT)
+
+    def _last_count(self, key: bytes) -> int | None:
         tail = self._last
         if len(tail) < _SEARCHED_BYTES and self._third:
             tail = b"".join((self._first, self._second, self._third, tail))[-_SEARCHED_BYTES:]
         end = len(tail)
-        while (start := tail.rfind(_KEY, 0, end)) >= 0:
-            count = _COUNT.match(tail, start + len(_KEY))
+        while (start := tail.rfind(key, 0, end)) >= 0:
+            count = _COUNT.match(tail, start + len(key))
             if count is not None:
                 return int(count[1])
             end = start

@@ -25,10 +25,11 @@ class Lease(Protocol):
     def first_byte(self, status: int) -> None:
         """The answer's body begins: the prompt has been computed."""
 
-    def end(self, outcome: Outcome, cached_tokens: int | None = None) -> None:
+    def end(self, outcome: Outcome, cached_tokens: int | None = None, output_tokens: int | None = None) -> None:
         """The request is over: load, breaker, expectation and statistics learn how. Later calls do nothing.
 
-        `cached_tokens`: how much of the prompt the worker says it had cached, where it says so.
+        `cached_tokens`: how much of the prompt the worker says it had cached, where it says so. `output_tokens`: the
+        answer's length, wanted only where the target has a forecast.
         """
 
 

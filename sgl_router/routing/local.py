@@ -260,12 +260,12 @@ class LocalLease:
         if routing.rooms:
             routing.changed(self.model_id)
 
-    def end(self, outcome: Outcome, cached_tokens: int | None = None) -> None:
+    def end(self, outcome: Outcome, cached_tokens: int | None = None, output_tokens: int | None = None) -> None:
         routing, self._routing = self._routing, None
         if routing is None:
             return
         self.outcome, self.cached_tokens = outcome, cached_tokens
-        self._guard.release()
+        self._guard.release(output_tokens)
         now, permit, decision = routing._clock(), self._permit, self.decision
         worker = decision.target.worker
         if outcome is Outcome.COMPLETED or outcome is Outcome.CLIENT_ERROR:

@@ -171,7 +171,8 @@ async def _send(
         record.outcome = Outcome.WORKER_ERROR
     else:
         record.outcome = Outcome.CLIENT_ERROR
-    lease.end(record.outcome, record.cached_tokens)
+    wanted = relayed.streamed and decision.target.forecast is not None
+    lease.end(record.outcome, record.cached_tokens, relayed.usage.output_tokens() if wanted else None)
 
 
 def _stale(services: Services, out: Outbound) -> StaleRequestExpired:

@@ -49,3 +49,18 @@ async def test_nobody_is_asked_where_no_policy_wants_to_know(rig) -> None:
     fleet = await rig(model=COST, load_reports={"enabled": False, "interval_secs": 0.05})
     assert (await fleet.ask("a")).status == 200
     assert fleet.worker(0).targets[0].forecast.report is None
+
+
+async def test_streams_teach_how_fast_answers_grow(rig) -> None:
+    fleet = await rig(worker={"speed": 1.0, "decode_ms_per_token": 10.0, "decode_ms_per_running": 0.0}, model=COST)
+    (target,) = fleet.worker(0).targets
+    answers = target.forecast.answers
+    before = answers.tokens_per_sec
+    usage = {"stream_options": {"include_usage": True}}
+    assert (await fleet.ask("a", stream=True, max_tokens=40, ignore_eos=True, **usage)).status == 200
+    await fleet.until(lambda: answers.tokens_per_sec != before, "it has been learned from")
+    assert answers.tokens_per_sec > before, "100 tokens a second are more than was thought"
+    assert answers.count == 0
+    known = answers.tokens_per_sec
+    assert (await fleet.ask("b", max_tokens=40)).status == 200
+    assert answers.tokens_per_sec == known, "an answer that came whole does not tell"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sgl_router.loads import LoadReport
 from sgl_router.policies import ActiveLoad
 from sgl_router.workers import Worker, WorkerInfo
 
@@ -104,6 +105,8 @@ def test_only_models_that_are_asked_for_have_forecasts() -> None:
     assert two is not None
     assert one is not two
     assert one.prompts.speed.tokens_per_sec == 5_000.0
+    one.reported(LoadReport(running=1, waiting=0, used_tokens=8), 7.0)
+    assert (one.used_tokens(10.0), one.used_tokens(10.1)) == (8, 0)
 
 
 def test_a_forecast_follows_a_request_from_dispatch_to_its_end() -> None:

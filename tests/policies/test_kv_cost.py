@@ -246,6 +246,9 @@ def test_loading_is_never_dearer_than_computing() -> None:
     held = {host: MatchedPrefix(10, 8, 10, 10, PAGE), mixed: MatchedPrefix(10, 5, 6, 10, PAGE)}
     costs = stage.costs(2_000, held)
     assert [cost.load_back_ms for cost in costs] == [pytest.approx(200.0), pytest.approx(100.0 + 160.0), 0.0]
+    dear = Stage(disk_load_back_ms_per_1k_tokens=5_000.0)
+    (disk,) = dear.add()
+    assert dear.costs(2_000, {disk: MatchedPrefix(10, 0, 0, 10, PAGE)})[0].load_back_ms == pytest.approx(1_000.0)
     nothing = stage.costs(2_000)
     for cost, cold in zip(costs, nothing, strict=True):
         assert cost.compute_ms + cost.load_back_ms <= cold.compute_ms

@@ -43,3 +43,11 @@ def test_no_report_is_none(body: bytes) -> None:
 def test_what_a_model_writes_is_not_a_report() -> None:
     text = 'the key "cached_tokens": 7 and {"cached_tokens":8}'
     assert tail(json.dumps({"choices": [{"message": {"content": text}}]}).encode()) is None
+
+
+def test_the_answers_length_stands_beside_it() -> None:
+    usage = UsageTail()
+    usage.feed(b'data: {"choices":[{"delta":{"content":"\\"completion_tokens\\": 7"}}]}\n\n')
+    assert usage.output_tokens() is None
+    usage.feed(event(prompt_tokens=3, completion_tokens=12, prompt_tokens_details={"cached_tokens": 5}))
+    assert (usage.output_tokens(), usage.cached_tokens()) == (12, 5)

@@ -129,11 +129,24 @@ def test_so_are_batches_that_end_within_a_prompt() -> None:
     assert prompts.speed.tokens_per_sec == pytest.approx(3_000, rel=0.2)
 
 
-def test_a_whole_answer_behind_others_is_no_measure_of_speed() -> None:
+def test_what_was_presumed_computed_counts_as_work_done() -> None:
+    prompts = queue(1_000.0)
+    for number in range(12):
+        now = 10.0 * number
+        prompts.add((number, "silent"), 1_000, streamed=False, now=now)
+        prompts.add((number, "told"), 3_000, streamed=True, now=now)
+        prompts.tokens(now + 1.5)
+        prompts.computed((number, "told"), now + 2.0)
+    assert prompts.speed.tokens_per_sec == pytest.approx(2_000)
+
+
+def test_whole_answers_behind_others_are_no_measure_of_speed() -> None:
     prompts = queue(1_000.0)
     prompts.add("stuck", 1_000, streamed=True, now=0.0)
-    prompts.add("whole", 1_000, streamed=False, now=0.0)
-    prompts.computed("whole", 50.0)
+    for number in range(20):
+        prompts.add(number, 1_000, streamed=False, now=0.0)
+    for number in range(20):
+        prompts.computed(number, 50.0 + number)
     assert prompts.speed.observations == 0
     assert len(prompts) == 1
 
@@ -165,6 +178,13 @@ def test_without_token_counts_others_prompts_are_as_long_as_ones_own() -> None:
     prompts.reported(5, None, idle=False, at=0.0)
     assert prompts.tokens(0.0) == pytest.approx(2_000)
     assert prompts.length(0.0) == pytest.approx(5)
+
+
+def test_what_is_presumed_computed_does_not_wait_there() -> None:
+    prompts = queue(1_000.0)
+    prompts.add("mine", 1_000, streamed=False, now=0.0)
+    prompts.reported(1, 700, idle=False, at=5.0)
+    assert prompts.tokens(5.0) == pytest.approx(700)
 
 
 def test_an_old_report_says_nothing() -> None:
