@@ -38,7 +38,7 @@ from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorkerConfig
 from sgl_router.observability import configure_logging
 from sgl_router.replay.measure import Summary
 from sgl_router.replay.placement import Placement, compare_placements
-from sgl_router.replay.prompts import PromptMaker, scale_rows
+from sgl_router.replay.prompts import PromptMaker
 from sgl_router.replay.run import ReplaySettings, run_replay
 from sgl_router.replay.study import Replay
 from sgl_router.replay.table import grid
@@ -47,7 +47,7 @@ from sgl_router.simulate import measure as simulated
 from sgl_router.simulate.catalogue import policy_names
 from sgl_router.simulate.job import jobs_of
 from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
-from sgl_router.simulate.trace import BLOCK_TOKENS, TraceRow, read_trace
+from sgl_router.simulate.trace import BLOCK_TOKENS, TraceRow, read_trace, scale_rows
 from sgl_router.simulate.workload import WORKLOADS, make_workload
 from sgl_router.tokenization import ModelTokenizer
 
@@ -141,12 +141,7 @@ def _simulated(options: argparse.Namespace, worker: MockWorkerConfig, rows: list
         chunk=worker.chunked_prefill_size,
         event_delay=options.event_delay,
     )
-    jobs = jobs_of(rows, rate=options.rate, page_size=worker.page_size)
-    for job in jobs:
-        # A replay does not feed answers back: no later prompt contains one.
-        whole = job.input_tokens // job.page_size
-        answer = (~(job.number << 20 | page) % (1 << 64) for page in range(len(job.keys) - whole))
-        job.keys = (*job.keys[:whole], *answer)
+    jobs = jobs_of(rows, rate=options.rate, page_size=worker.page_size, answers_return=False)
     return simulate(options.policy, jobs, settings, seed=options.seed)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sgl_router.simulate.trace import TraceRow
 
-__all__ = ["above_zero", "add_flag", "count", "fraction", "read_workload"]
+__all__ = [
+    "Workload",
+    "above_zero",
+    "add_flag",
+    "add_workload_flags",
+    "count",
+    "natural",
+    "read_workload",
+    "zero_or_more",
+]
 
 _DEFAULT_REQUESTS = 2_000
 
@@ -31,28 +41,47 @@ def add_flag(
 
 
 def above_zero(text: str) -> float:
+    value = _number(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def zero_or_more(text: str) -> float:
+    value = _number(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _number(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text} is not finite")
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 
 def count(text: str) -> int:
-    try:
-        value = int(text.replace("_", ""))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
+    value = natural(text)
+    if not value:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return value
 
 
-def fraction(text: str) -> Fraction:
+def natural(text: str) -> int:
+    try:
+        value = int(text.replace("_", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def _fraction(text: str) -> Fraction:
     """`1/16` or `0.25`: above 0, at most 1."""
     try:
         value = Fraction(text)
@@ -63,8 +92,46 @@ def fraction(text: str) -> Fraction:
     return value
 
 
-def read_workload(options: argparse.Namespace) -> tuple[str, list[TraceRow]]:
-    """Name and rows of `--trace` or `--workload`. Raises TraceError, ValueError, OSError."""
+def add_workload_flags(group: argparse._ArgumentGroup, *, seed_of: str) -> None:
+    """`--trace` or `--workload`, and what goes with them: what `read_workload` reads."""
+    group.add_argument("--trace", metavar="FILE", help="Mooncake-format JSONL: timestamp, lengths, hash_ids")
+    group.add_argument(
+        "--workload", metavar="NAME", help="made up: shared_prompt, chats, unique, hot_prefix, bimodal, bursts"
+    )
+    add_flag(group, "--limit", count, None, "N", f"requests to take (default: all; {_DEFAULT_REQUESTS:,} made up)")
+    add_flag(group, "--requests-per-sec", above_zero, 4.0, "R", "with --workload, on average")
+    add_flag(group, "--block-size", count, 512, "N", "tokens of one of the trace's blocks")
+    group.add_argument(
+        "--token-scale",
+        type=_fraction,
+        default=Fraction(1),
+        metavar="F",
+        help="all lengths times F, for slow workers or short contexts: 1/16 makes blocks of 512 tokens 32 (default 1)",
+    )
+    add_flag(group, "--seed", int, 0, "N", seed_of)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """`rows` are scaled, to blocks of `block_tokens`."""
+
+    name: str
+    rows: list[TraceRow]
+    block_tokens: int
+
+
+def read_workload(options: argparse.Namespace) -> Workload:
+    """What `--trace` or `--workload` names. Raises TraceError, ValueError, OSError."""
+    from sgl_router.simulate.trace import scale_rows
+
+    block = options.block_size * options.token_scale
+    if block.denominator != 1:
+        raise ValueError(f"--token-scale {options.token_scale}: blocks of {options.block_size} tokens would be {block}")
+    name, rows = _rows(options)
+    return Workload(name, scale_rows(rows, options.token_scale), int(block))
+
+
+def _rows(options: argparse.Namespace) -> tuple[str, list[TraceRow]]:
     from sgl_router.simulate.trace import BLOCK_TOKENS, read_trace
     from sgl_router.simulate.workload import WORKLOADS, make_workload
 

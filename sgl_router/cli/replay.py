@@ -6,11 +6,11 @@ import argparse
 import contextlib
 import os
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .flags import above_zero, add_flag, count, fraction, read_workload
+from .bar import Bar
+from .flags import above_zero, add_flag, add_workload_flags, count, read_workload
 
 if TYPE_CHECKING:
     from sgl_router.replay.prompts import PromptMaker
@@ -28,7 +28,6 @@ in the whole prompt, chat template included. Only hash_ids decide what prompts h
 back, so a later turn of a conversation repeats the earlier prompt but not what the server answered to it.
 """
 
-_BAR = 32
 _INTERRUPTED = 130
 _FILES_BESIDE_CONNECTIONS = 256
 
@@ -36,30 +35,12 @@ _FILES_BESIDE_CONNECTIONS = 256
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `replay`."""
     source = parser.add_argument_group("workload (one of the two)")
-    source.add_argument("--trace", metavar="FILE", help="Mooncake-format JSONL: timestamp, lengths, hash_ids")
-    source.add_argument(
-        "--workload", metavar="NAME", help="made up: shared_prompt, chats, unique, hot_prefix, bimodal, bursts"
-    )
-    add_flag(source, "--limit", count, None, "N", "requests to take (default: all; 2,000 made up)")
-    add_flag(source, "--requests-per-sec", above_zero, 4.0, "R", "with --workload, on average")
-    add_flag(source, "--rate", above_zero, 1.0, "X", "arrivals X times as fast")
-    add_flag(source, "--block-size", count, 512, "N", "tokens of one of the trace's blocks")
-    source.add_argument(
-        "--token-scale",
-        type=fraction,
-        default=Fraction(1),
-        metavar="F",
-        help="all lengths times F, for slow workers or short contexts: 1/16 makes blocks of 512 tokens 32 (default 1)",
-    )
-    add_flag(
+    add_workload_flags(
         source,
-        "--seed",
-        int,
-        0,
-        "N",
-        "of the workload and the words: with another seed the same trace has other texts, so that a fleet which has "
-        "seen them starts cold",
+        seed_of="of the workload and the words: with another seed the same trace has other texts, so that a fleet "
+        "which has seen them starts cold",
     )
+    add_flag(source, "--rate", above_zero, 1.0, "X", "arrivals X times as fast")
 
     server = parser.add_argument_group("server")
     server.add_argument(
@@ -124,7 +105,6 @@ def run_replay_command(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> ReplaySettings:
     from sgl_router.replay.client import base_url
-    from sgl_router.replay.prompts import scale_rows
     from sgl_router.replay.run import ReplaySettings
 
     try:
@@ -136,14 +116,11 @@ def _settings(options: argparse.Namespace) -> ReplaySettings:
         key = os.environ.get(options.api_key_env)
         if not key:
             raise ValueError(f"--api-key-env {options.api_key_env}: the variable is not set")
-    block = options.block_size * options.token_scale
-    if block.denominator != 1:
-        raise ValueError(f"--token-scale {options.token_scale}: blocks of {options.block_size} tokens would be {block}")
-    name, rows = read_workload(options)
+    workload = read_workload(options)
     return ReplaySettings(
-        workload=name,
-        rows=scale_rows(rows, options.token_scale),
-        block_tokens=int(block),
+        workload=workload.name,
+        rows=workload.rows,
+        block_tokens=workload.block_tokens,
         scale=options.token_scale,
         rate=options.rate,
         seed=options.seed,
@@ -182,10 +159,15 @@ def _run(settings: ReplaySettings, maker: PromptMaker) -> Replay | None:
 
     from .serve import new_event_loop
 
-    bar = _Bar() if sys.stderr.isatty() else None
+    bar = Bar() if sys.stderr.isatty() else None
+
+    def tell(sender: Sender, total: int) -> None:
+        if bar is not None:
+            bar.show(sender.ended, total, f"{sender.ended:,}/{total:,} ended, {sender.in_flight:,} in flight")
+
     loop = new_event_loop()
     try:
-        return loop.run_until_complete(run_replay(settings, maker, progress=bar))
+        return loop.run_until_complete(run_replay(settings, maker, progress=tell))
     except ServerProblem as error:
         print(f"sgl-router replay: {error}", file=sys.stderr)
         return None
@@ -224,26 +206,6 @@ def _allow_connections(wanted: int) -> None:
         most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-class _Bar:
-    """A progress bar, redrawn when there is something to see."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-
-    def __call__(self, sender: Sender, total: int) -> None:
-        filled = _BAR * sender.ended // total
-        line = (
-            f"[{'#' * filled}{'.' * (_BAR - filled)}] {sender.ended:,}/{total:,} ended, {sender.in_flight:,} in flight"
-        )
-        if line != self._shown:
-            padding = " " * (len(self._shown) - len(line))
-            self._shown = line
-            print(f"\r{line}{padding}", end="", file=sys.stderr, flush=True)
-
-    def wipe(self) -> None:
-        print(f"\r{' ' * len(self._shown)}\r", end="", file=sys.stderr, flush=True)
 
 
 def _refuse(problem: str) -> int:

@@ -69,6 +69,8 @@ class Standing:
                     hidden.append((position, ramp))
                 ms_per_token /= ramp
             resident += target.decode_blocks * target.worker.info.block_size
+            if forecast is not None and forecast.report is not None:
+                resident = max(resident, forecast.used_tokens(now))  # others' requests, too
             decode = resident * decode_price
             self.ms_per_token.append(ms_per_token)
             self.queued.append(queued)

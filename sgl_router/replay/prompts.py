@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
-from dataclasses import replace
-from fractions import Fraction
 
 import numpy as np
 
@@ -14,23 +10,9 @@ from sgl_router.simulate.trace import TraceRow
 
 from .words import Vocabulary
 
-__all__ = ["PromptMaker", "scale_rows"]
+__all__ = ["PromptMaker"]
 
 _MOST_WORDS = 1 << 16
-
-
-def scale_rows(rows: Sequence[TraceRow], scale: Fraction) -> list[TraceRow]:
-    """The rows with every length times `scale`, rounded up, so that each keeps its number of blocks."""
-    if scale == 1:
-        return list(rows)
-    return [
-        replace(
-            row,
-            input_length=math.ceil(row.input_length * scale),
-            output_length=math.ceil(row.output_length * scale),
-        )
-        for row in rows
-    ]
 
 
 class PromptMaker:

@@ -12,6 +12,8 @@ __all__ = ["Line", "line_chart"]
 _WIDTH, _HEIGHT = 560, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 42
 _TICKS = 6
+# What a logarithmic axis spans at least: values that differ by rounding alone are one line.
+_LEAST_SPAN = 2.0
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,7 @@ def line_chart(
     if log_x:
         right = max(right, 1e-9)
         above = [x for x in xs if x >= right / 1e3]
-        left = min(above, default=right / 10)
-        if left == right:
-            left = right / 10
+        left = min(min(above, default=right), right / _LEAST_SPAN)
     x = _Axis(left, right, _LEFT, _WIDTH - _RIGHT, log=log_x)
     y = _Axis(0.0, 1.05 * max(ys, default=1.0) if y_to is None else y_to, _HEIGHT - _BOTTOM, _TOP)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title, quote=True)}">']

@@ -51,15 +51,18 @@ class _Names:
         return key
 
 
-def jobs_of(rows: Sequence[TraceRow], *, rate: float = 1.0, page_size: int) -> list[Job]:
+def jobs_of(
+    rows: Sequence[TraceRow], *, rate: float = 1.0, page_size: int, answers_return: bool = True
+) -> list[Job]:
     """The rows as jobs, arriving `rate` times as fast.
 
     A trace does not name the blocks of answers. Where a later prompt continues a request's whole pages and is long
     enough to contain its answer, the first such prompt is taken to be the conversation's next turn: its blocks there
-    are the answer's, as far as the answer goes. Other answers take room in the cache and are never matched.
+    are the answer's, as far as the answer goes. Other answers take room in the cache and are never matched; without
+    `answers_return` that is all of them, as in a replay, whose prompts are made before there are answers.
     """
     names = _Names()
-    turns = _next_turns(rows, page_size)
+    turns = _next_turns(rows, page_size) if answers_return else {}
     jobs = []
     for number, row in enumerate(rows):
         output = max(row.output_length, 1)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-__all__ = ["BLOCK_TOKENS", "TraceError", "TraceRow", "parse_trace", "read_trace"]
+__all__ = ["BLOCK_TOKENS", "TraceError", "TraceRow", "parse_trace", "read_trace", "scale_rows"]
 
 BLOCK_TOKENS = 512
 _SHOWN_CHARS = 60
@@ -52,6 +53,20 @@ def parse_trace(
         raise TraceError(f"{name}: no requests")
     rows.sort(key=lambda row: row.timestamp_ms)
     return rows
+
+
+def scale_rows(rows: Sequence[TraceRow], scale: Fraction) -> list[TraceRow]:
+    """The rows with every length times `scale`, rounded up, so that each keeps its number of blocks."""
+    if scale == 1:
+        return list(rows)
+    return [
+        replace(
+            row,
+            input_length=math.ceil(row.input_length * scale),
+            output_length=math.ceil(row.output_length * scale),
+        )
+        for row in rows
+    ]
 
 
 def _row(line: bytes | str, where: str, block_tokens: int) -> TraceRow:
