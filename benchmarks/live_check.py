@@ -41,12 +41,12 @@ from sgl_router.replay.placement import Placement, compare_placements
 from sgl_router.replay.prompts import PromptMaker
 from sgl_router.replay.run import ReplaySettings, run_replay
 from sgl_router.replay.study import Replay
-from sgl_router.replay.table import grid
 from sgl_router.replay.words import learn_vocabulary
 from sgl_router.simulate import measure as simulated
 from sgl_router.simulate.catalogue import policy_names
 from sgl_router.simulate.job import jobs_of
 from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
+from sgl_router.simulate.table import grid
 from sgl_router.simulate.trace import BLOCK_TOKENS, TraceRow, read_trace, scale_rows
 from sgl_router.simulate.workload import WORKLOADS, make_workload
 from sgl_router.tokenization import ModelTokenizer
@@ -140,6 +140,7 @@ def _simulated(options: argparse.Namespace, worker: MockWorkerConfig, rows: list
         max_running=worker.max_running,
         chunk=worker.chunked_prefill_size,
         event_delay=options.event_delay,
+        load_report_interval=1.0,  # as load_reports.interval_secs
     )
     jobs = jobs_of(rows, rate=options.rate, page_size=worker.page_size, answers_return=False)
     return simulate(options.policy, jobs, settings, seed=options.seed)

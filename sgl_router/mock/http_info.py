@@ -138,6 +138,9 @@ class InfoRoutes:
         if self._worker.profile.loads_tell_queued_tokens:
             report["num_waiting_uncached_tokens"] = load.waiting_uncached_tokens
             report["num_total_tokens"] = load.used_tokens + engine.model.queued_tokens
+        if self._worker.profile.loads_tell_prefill_totals:
+            report["total_prefill_uncached_tokens"] = engine.model.prefilled_tokens
+            report["total_prefill_busy_us"] = int(engine.model.prefill_secs * 1e6)
         return report
 
     async def _get_load(self, request: web.Request) -> web.Response:

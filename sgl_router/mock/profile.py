@@ -103,6 +103,11 @@ class EngineProfile:
         return self._at_least(13)
 
     @property
+    def loads_tell_prefill_totals(self) -> bool:
+        """/v1/loads has what was computed since the start, and how long that took."""
+        return self._at_least(23)
+
+    @property
     def has_get_load(self) -> bool:
         return not self._at_least(21)
 

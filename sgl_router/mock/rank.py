@@ -85,8 +85,10 @@ class RankEngine:
                 await task
 
     async def _run(self) -> None:
+        ends_at: float | None = None
         while True:
-            ends_at = self.model.begin_step(self._clock())
+            # From the end that was meant, however late the timer was: lateness must not add up over an answer's steps.
+            ends_at = self.model.begin_step(self._clock() if ends_at is None else ends_at)
             self._publish_load()
             if ends_at is None:
                 self._publish_ops()
@@ -96,7 +98,7 @@ class RankEngine:
                 self._rest.clear()
                 continue
             await asyncio.sleep(max(0.0, ends_at - self._clock()))
-            result = self.model.end_step(self._clock())
+            result = self.model.end_step(ends_at)
             if result.flush_events:
                 self._publish_ops()
             for progress in result.progress:

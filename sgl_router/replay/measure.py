@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from sgl_router.simulate.measure import Spread, spread
+from sgl_router.simulate.measure import Spread, finite, spread
 
 from .call import Call, Result
 
@@ -144,10 +144,10 @@ def rows_of(calls: Sequence[Call]) -> list[dict[str, Any]]:
             "router": 0,
             "worker": None if call.worker is None else numbers.setdefault(call.worker, len(numbers)),
             "reason": call.reason,
-            "dispatched_at": _finite(call.sent_at),
+            "dispatched_at": finite(call.sent_at),
             "started_at": None,
-            "first_token_at": _finite(call.first_token_at),
-            "finished_at": _finite(call.finished_at),
+            "first_token_at": finite(call.first_token_at),
+            "finished_at": finite(call.finished_at),
             "predicted_tokens": call.predicted_tokens,
             "cached_tokens": call.cached_tokens,
             "worker_id": call.worker,
@@ -159,7 +159,3 @@ def rows_of(calls: Sequence[Call]) -> list[dict[str, Any]]:
         }
         for call in calls
     ]
-
-
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from sgl_router.simulate.measure import Spread
+from sgl_router.simulate.table import grid
 
 from .measure import Summary
 from .placement import Cause, compare_placements
 from .study import Reading, Replay, asked_of
 
-__all__ = ["describe", "format_comparison", "format_replay", "grid"]
+__all__ = ["describe", "format_comparison", "format_replay"]
 
 _MEASURES = (("ttft", "TTFT"), ("itl", "ITL"), ("end_to_end", "end to end"), ("lag", "sender lag"))
 _STATISTICS = ("mean", "p50", "p90", "p99", "longest")
@@ -136,16 +135,6 @@ def _same_worker(replay: Replay, other: Reading) -> str:
         f"same worker for {placement.agreeing:,} of {placement.compared:,} requests ({placement.share:.1%}), workers "
         f"renamed for best agreement{f'; what differed elsewhere: {told}' if told else ''}"
     )
-
-
-def grid(rows: Sequence[Sequence[str]]) -> str:
-    """A header and rows; the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
 def _ms(secs: float) -> str:

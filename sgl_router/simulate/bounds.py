@@ -51,7 +51,7 @@ def floor(jobs: Sequence[Job], settings: FleetSettings) -> Summary:
         secs.append(timing.prefill_secs(job.input_tokens - known * job.page_size))
     none = Spread(0.0, 0.0, 0.0, 0.0, 0.0)
     prompt = sum(job.input_tokens for job in jobs)
-    return Summary(FLOOR, len(secs), 0, spread(secs), none, none, cached / prompt if prompt else 0.0, 0.0, None, {})
+    return Summary(FLOOR, len(secs), 0, spread(secs), none, none, cached / prompt if prompt else 0.0, 0.0, None, {}, {})
 
 
 def _fitting(jobs: Sequence[Job], settings: FleetSettings) -> list[Job]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from msgspec import structs
@@ -15,10 +16,11 @@ from .brain import Brain, Dispatcher, Door, Surroundings
 from .late import LateShortestWork
 from .waiting import HoldBack
 
-__all__ = ["BASELINES", "make_brain", "policy_names"]
+__all__ = ["BASELINES", "DEFAULTS", "QUEUED", "make_brain", "policy_names", "without_bounds"]
 
 _AGEING = 0.5
-_MODEL = ModelConfig(id="sim", tokenizer_path="sim")
+DEFAULTS = ModelConfig(id="sim", tokenizer_path="sim")
+"""The settings of a model that has none of its own."""
 
 
 def _dynamo(around: Surroundings) -> Brain:
@@ -57,6 +59,12 @@ def policy_names() -> list[str]:
     return [name.value for name in PolicyName] + [QUEUED, *BASELINES]
 
 
+def without_bounds(model: ModelConfig | None) -> ModelConfig:
+    """The same settings, with a queue in which any number may wait for any time."""
+    model = model or DEFAULTS
+    return structs.replace(model, queue=structs.replace(model.queue, max_waiting=1 << 62, max_wait_secs=math.inf))
+
+
 def make_brain(name: str, around: Surroundings, model: ModelConfig | None = None) -> Brain:
     """The product's policy of that name with the model's settings (default: the product's), or a baseline. KeyError
     where there is none."""
@@ -67,12 +75,12 @@ def make_brain(name: str, around: Surroundings, model: ModelConfig | None = None
         policy = PolicyName.KV_COST if queue else PolicyName(name)
     except ValueError:
         raise KeyError(name) from None
-    settings = structs.replace(model or _MODEL, policy=policy)
+    settings = structs.replace(model or DEFAULTS, policy=policy)
     held = around.held_tokens
     made = make_policy(settings, around.rng, clock=around.clock, held_tokens=lambda target: held.get(target, 0))
     if policy is not PolicyName.KV_COST:
         return Brain(made)
-    forecasts = {_MODEL.id: settings.kv_cost.prefill_tokens_per_sec}
+    forecasts = {DEFAULTS.id: settings.kv_cost.prefill_tokens_per_sec}
     if queue:
         return Brain(made, lambda door, policy: HoldBack(door, policy, settings.queue), forecasts=forecasts)
     return Brain(made, forecasts=forecasts)

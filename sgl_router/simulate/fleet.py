@@ -28,7 +28,8 @@ class FleetListener(Protocol):
 
 
 class SimWorker:
-    """Runs one engine: phase after phase, as long as there is work."""
+    """Runs one engine: phase after phase, as long as there is work. Of requests that come to an idle engine at one
+    instant the first starts alone: on a wire there is always a first."""
 
     def __init__(self, clock: SimClock, engine: Engine, published: Callable[[Changes], None]) -> None:
         self.engine = engine
@@ -36,7 +37,6 @@ class SimWorker:
         self._published = published
         self._told: dict[Run, Callable[[Run], None]] = {}
         self._ending: Timer | None = None
-        self._beginning = False
 
     def submit(self, job: Job, told: Callable[[Run], None]) -> Run | None:
         """Hand a job over: `told` is called with its first token, and again with its last unless that was the same.
@@ -51,29 +51,23 @@ class SimWorker:
                 self._ending.cancel()
                 self._ending = self._clock.at(due, self._end)
         else:
-            self._begin_soon()
+            self._begin()
         return run
 
-    def _begin_soon(self) -> None:
-        """At this instant, but after what else happens at it: what arrives together may share a step."""
-        if not self._beginning:
-            self._beginning = True
-            self._clock.at(self._clock.now, self._begin)
-
     def _begin(self) -> None:
-        self._beginning = False
         due = self.engine.begin(self._clock.now)
         if due is not None:
             self._ending = self._clock.at(due, self._end)
 
     def _end(self) -> None:
         self._ending = None
-        self._begin_soon()
         told = self.engine.end(self._clock.now)
         ops = self.engine.ops
         if ops:
             self._published(_changes(ops))
             ops.clear()
+        # As in `mock.rank`: whoever is sent here because of what is told now comes after the next step has begun.
+        self._begin()
         for run in told:
             listener = self._told[run]
             if run.finished_at is not None:

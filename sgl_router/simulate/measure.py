@@ -13,7 +13,20 @@ import numpy.typing as npt
 from .record import Record
 from .simulation import Outcome
 
-__all__ = ["Spread", "Summary", "hit_rate_over_time", "queue_over_time", "spread", "summarise", "ttft_curve"]
+__all__ = [
+    "Floats",
+    "Spread",
+    "Summary",
+    "finite",
+    "hit_rate_by",
+    "hit_rate_over_time",
+    "queue_over_time",
+    "rows_of",
+    "shares_by",
+    "spread",
+    "summarise",
+    "ttft_curve",
+]
 
 Floats = npt.NDArray[np.float64]
 
@@ -33,7 +46,7 @@ class Summary(msgspec.Struct, frozen=True):
 
     `hit_rate`: cached of all prompt tokens. `imbalance`: coefficient of variation of the workers' time spent on
     prompts. `foreseen`: share of requests for which the index named exactly the tokens the worker then had cached;
-    None where nobody asked it.
+    None where nobody asked it. `refusals`: refused requests by cause.
     """
 
     policy: str
@@ -46,6 +59,7 @@ class Summary(msgspec.Struct, frozen=True):
     imbalance: float
     foreseen: float | None
     reasons: dict[str, int]
+    refusals: dict[str, int]
 
 
 def spread(values: Sequence[float] | Floats) -> Spread:
@@ -70,7 +84,8 @@ def summarise(outcome: Outcome) -> Summary:
         hit_rate=sum(record.cached_tokens for record in served) / prompt if prompt else 0.0,
         imbalance=float(busy.std() / busy.mean()) if busy.any() else 0.0,
         foreseen=_share([r.predicted_tokens == r.cached_tokens for r in served if r.predicted_tokens is not None]),
-        reasons=dict(Counter(record.reason for record in outcome.records).most_common()),
+        reasons=dict(Counter(record.reason for record in served).most_common()),
+        refusals=dict(Counter(record.reason for record in outcome.records if record.worker < 0).most_common()),
     )
 
 
@@ -84,7 +99,11 @@ def served_of(outcome: Outcome) -> list[Record]:
 
 def ttft_curve(outcome: Outcome, points: int = 200) -> tuple[Floats, Floats]:
     """(seconds, share of requests whose first token came by then)."""
-    values = np.sort(np.array([record.ttft for record in served_of(outcome)]))
+    return shares_by(np.array([record.ttft for record in served_of(outcome)]), points)
+
+
+def shares_by(values: Floats, points: int = 200) -> tuple[Floats, Floats]:
+    """(value, share of the values that are not above it)."""
     if not len(values):
         return np.zeros(1), np.zeros(1)
     shares = np.linspace(0.0, 1.0, points)
@@ -114,16 +133,24 @@ def _integral(times: Floats, edges: Floats) -> Floats:
 def hit_rate_over_time(outcome: Outcome, points: int = 40) -> tuple[Floats, Floats]:
     """(seconds, share of prompt tokens cached among the requests that arrived around then); gaps are left out."""
     served = served_of(outcome)
-    if not served:
+    return hit_rate_by(
+        np.array([record.job.arrival for record in served]),
+        np.array([record.cached_tokens for record in served], dtype=np.float64),
+        np.array([record.job.input_tokens for record in served], dtype=np.float64),
+        points,
+    )
+
+
+def hit_rate_by(arrival: Floats, cached: Floats, prompt: Floats, points: int = 40) -> tuple[Floats, Floats]:
+    """(seconds, share cached of the prompt tokens that arrived around then); one entry of each for every request."""
+    if not len(arrival):
         return np.zeros(1), np.zeros(1)
-    arrival = np.array([record.job.arrival for record in served])
-    edges = np.linspace(0.0, max(float(arrival[-1]), 1e-9), points + 1)
+    edges = np.linspace(0.0, max(float(arrival.max()), 1e-9), points + 1)
     bins = np.clip(np.searchsorted(edges, arrival, side="right") - 1, 0, points - 1)
-    cached = np.bincount(bins, [record.cached_tokens for record in served], points)
-    prompt = np.bincount(bins, [record.job.input_tokens for record in served], points)
-    there = prompt > 0
+    of_cached, of_prompt = np.bincount(bins, cached, points), np.bincount(bins, prompt, points)
+    there = of_prompt > 0
     middle = (edges[1:] + edges[:-1]) / 2
-    return middle[there], cached[there] / prompt[there]
+    return middle[there], of_cached[there] / of_prompt[there]
 
 
 def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
@@ -137,10 +164,10 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
             "router": record.router,
             "worker": record.worker if record.worker >= 0 else None,
             "reason": record.reason,
-            "dispatched_at": _finite(record.dispatched_at),
-            "started_at": _finite(record.started_at),
-            "first_token_at": _finite(record.first_token_at),
-            "finished_at": _finite(record.finished_at),
+            "dispatched_at": finite(record.dispatched_at),
+            "started_at": finite(record.started_at),
+            "first_token_at": finite(record.first_token_at),
+            "finished_at": finite(record.finished_at),
             "predicted_tokens": record.predicted_tokens,
             "cached_tokens": record.cached_tokens,
         }
@@ -148,5 +175,6 @@ def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """What did not happen is None on disk."""
     return value if value == value else None

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sgl_router.config import ModelConfig
+
 from .bounds import floor, pooled
 from .job import jobs_of
 from .measure import Summary, rows_of, summarise
@@ -27,12 +29,13 @@ class RateStudy:
 
 @dataclass
 class Study:
-    """Everything that was asked for."""
+    """Everything that was asked for. `model`: whose settings the product's policies had, None for their defaults."""
 
     workload: str
     settings: FleetSettings
     seed: int
     rates: list[RateStudy]
+    model: ModelConfig | None = None
 
 
 def run_study(
@@ -43,6 +46,7 @@ def run_study(
     settings: FleetSettings,
     *,
     seed: int,
+    model: ModelConfig | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Study:
     """Simulate every policy at every rate. `progress` gets requests done, requests to do, and what is running."""
@@ -58,14 +62,14 @@ def run_study(
             def tell(done: int, before: int = before, label: str = label) -> None:
                 progress(before + done, total, label)
 
-            outcome = simulate(policy, jobs, settings, seed=seed, progress=tell)
+            outcome = simulate(policy, jobs, settings, seed=seed, model=model, progress=tell)
             before += len(rows)
             outcome.routers = []  # their indexes take far more memory than all that is reported
             study.outcomes.append(outcome)
             study.summaries.append(summarise(outcome))
         study.bounds = [pooled(jobs, settings, seed=seed), floor(jobs, settings)]
         studies.append(study)
-    return Study(workload, replace(settings), seed, studies)
+    return Study(workload, replace(settings), seed, studies, model)
 
 
 def as_json(study: Study, *, per_request: bool = False) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def as_json(study: Study, *, per_request: bool = False) -> dict[str, Any]:
         "workload": study.workload,
         "seed": study.seed,
         "fleet": asdict(study.settings),
+        "model": study.model,
         "rates": [
             {
                 "rate": at.rate,

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from .bounds import FLOOR
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .bounds import FLOOR, POOLED
+from .catalogue import DEFAULTS
 from .measure import Summary
 from .study import RateStudy, Study
 
-__all__ = ["COLUMNS", "cells", "describe", "format_study", "secs"]
+if TYPE_CHECKING:
+    from sgl_router.config import ModelConfig
+
+__all__ = ["COLUMNS", "cells", "describe", "format_study", "grid", "secs"]
 
 COLUMNS = (
+    "refused",
     "TTFT mean",
-    "p50",
-    "p90",
-    "p99",
+    "TTFT p50",
+    "TTFT p90",
+    "TTFT p99",
     "queued p50",
     "p90",
     "p99",
@@ -30,12 +39,13 @@ def secs(value: float) -> str:
 def cells(summary: Summary) -> list[str]:
     """One row, under COLUMNS."""
     ttft, queued = summary.ttft, summary.queued
+    refused = "-" if summary.policy in (FLOOR, POOLED) else f"{summary.refused:,}"
     times = [secs(value) for value in (ttft.mean, ttft.p50, ttft.p90, ttft.p99)]
     if summary.policy == FLOOR:
-        return [*times, "-", "-", "-", "-", f"{summary.hit_rate:.1%}", "-", "-"]
+        return [refused, *times, "-", "-", "-", "-", f"{summary.hit_rate:.1%}", "-", "-"]
     times += [secs(value) for value in (queued.p50, queued.p90, queued.p99, queued.longest)]
     foreseen = "-" if summary.foreseen is None else f"{summary.foreseen:.1%}"
-    return [*times, f"{summary.hit_rate:.1%}", f"{summary.imbalance:.3f}", foreseen]
+    return [refused, *times, f"{summary.hit_rate:.1%}", f"{summary.imbalance:.3f}", foreseen]
 
 
 def describe(study: Study) -> str:
@@ -46,16 +56,25 @@ def describe(study: Study) -> str:
     return (
         f"{study.workload}: {requests} requests; {fleet.workers} workers, {fleet.cache_tokens:,} tokens of cache and "
         f"{fleet.prefill_tokens_per_sec:,.0f} tokens/s each; {routers}, events {fleet.event_delay * 1e3:g} ms late; "
-        f"seed {study.seed}"
+        f"seed {study.seed}{_settings(study.model)}"
     )
+
+
+def _settings(model: ModelConfig | None) -> str:
+    """What of the product's policies is not as it is by default."""
+    if model is None:
+        return ""
+    named = "" if model.id == DEFAULTS.id else f"; settings of model {model.id}"
+    return named + ("; queue without bounds" if math.isinf(model.queue.max_wait_secs) else "")
 
 
 def format_study(study: Study) -> str:
     parts = [describe(study), *(_format_rate(at) for at in study.rates)]
     parts.append(
         "times in seconds; queued: from arrival to the start of prefill; imbalance: variation of prefill time over\n"
-        "workers; foreseen: requests whose cached tokens the index knew exactly; one_pooled_worker: the fleet's\n"
-        "cache and speed in one piece; floor: no queue, no eviction"
+        "workers; foreseen: requests whose cached tokens the index knew exactly; refused: requests that got an error,\n"
+        "which no other figure counts; one_pooled_worker: the fleet's cache and speed in one piece; floor: no queue,\n"
+        "no eviction"
     )
     return "\n\n".join(parts)
 
@@ -63,12 +82,24 @@ def format_study(study: Study) -> str:
 def _format_rate(at: RateStudy) -> str:
     rows = [[f"rate {at.rate:g}x", *COLUMNS]]
     rows += [[summary.policy, *cells(summary)] for summary in (*at.summaries, *at.bounds)]
+    refused = [f"{summary.policy} refused {_causes(summary)}" for summary in at.summaries if summary.refused]
+    return "\n".join([grid(rows, rules=(0, len(at.summaries))), *refused])
+
+
+def _causes(summary: Summary) -> str:
+    causes = ", ".join(f"{count:,} {cause}" for cause, count in summary.refusals.items())
+    return f"{summary.refused / summary.requests:.1%} of requests: {causes}"
+
+
+def grid(rows: Sequence[Sequence[str]], *, rules: Sequence[int] = (0,)) -> str:
+    """A header and rows, with a rule below those in `rules`; the first column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    rule = "-" * len(lines[0])
-    refused = [f"{summary.policy} refused {summary.refused}" for summary in at.summaries if summary.refused]
-    table = [lines[0], rule, *lines[1 : 1 + len(at.summaries)], rule, *lines[1 + len(at.summaries) :]]
-    return "\n".join(table + refused)
+    lines = []
+    for number, row in enumerate(rows):
+        pairs = zip(row, widths, strict=True)
+        lines.append(
+            "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        )
+        if number in rules:
+            lines.append("-" * len(lines[0]))
+    return "\n".join(lines)

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
+
 from sgl_router.config import QueueConfig
 from sgl_router.policies import Facts, KvCost, Policy
 from sgl_router.routing.waiting_line import Waiting, WaitingLine
 
 from .brain import Door
+from .clock import Timer
 from .job import Job
 
-__all__ = ["HoldBack"]
+__all__ = ["QUEUE_FULL", "WAITED_TOO_LONG", "HoldBack"]
+
+QUEUE_FULL = "queue_full"
+WAITED_TOO_LONG = "waited_too_long"
+
+# As often as `routing.WaitingRoom` looks whether queues have drained.
+_LOOK_SECS = 0.005
 
 
 class HoldBack:
-    """As `routing.QueuedRouting`, on the simulation's clock."""
+    """As `routing.WaitingRoom`, on the simulation's clock; a bound that is infinite is none."""
 
     def __init__(self, door: Door, policy: Policy, settings: QueueConfig) -> None:
         assert isinstance(policy, KvCost)
@@ -22,17 +31,23 @@ class HoldBack:
         self._settings = settings
         self._line = WaitingLine(policy, settings)
         self._jobs: dict[Waiting, Job] = {}
+        self._looking: Timer | None = None
 
     def arrived(self, job: Job) -> None:
-        if self._line.full:
-            self._door.refuse(job, "queue_full")
+        door = self._door
+        now, candidates, facts = door.clock.now, door.candidates, door.facts(job)
+        if not self._jobs and self._line.has_room(candidates, now):
+            door.send(job, self._policy.select(candidates, facts))
             return
-        now = self._door.clock.now
-        item = Waiting(self._door.facts(job), now)
+        if self._line.full:
+            door.refuse(job, QUEUE_FULL)
+            return
+        item = Waiting(facts, now)
         self._jobs[item] = job
-        self._line.enter(item, self._door.candidates, now)
-        self._door.clock.later(self._settings.max_wait_secs, self._overdue)
-        self.changed()
+        self._line.enter(item, candidates, now)
+        if self._settings.max_wait_secs < math.inf:
+            door.clock.later(self._settings.max_wait_secs, self._overdue)
+        self._look_later()
 
     def changed(self) -> None:
         door = self._door
@@ -43,7 +58,24 @@ class HoldBack:
     def _refresh(self, item: Waiting) -> Facts:
         return self._door.facts(self._jobs[item])
 
+    def _look_later(self) -> None:
+        """When the first queue may have drained far enough, if nothing else happens before."""
+        bound, now = self._settings.release_below_ms / 1000, self._door.clock.now
+        if not bound or self._looking is not None:
+            return
+        prompts = [target.forecast.prompts for target in self._door.candidates if target.forecast is not None]
+        left = min((queue.tokens(now) / queue.speed.tokens_per_sec for queue in prompts), default=math.inf) - bound
+        if left < math.inf:
+            self._looking = self._door.clock.later(max(left, _LOOK_SECS), self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        if self._jobs:
+            self.changed()
+        if self._jobs:
+            self._look_later()
+
     def _overdue(self) -> None:
         for item in self._line.overdue(self._door.clock.now):
             self._line.leave(item)
-            self._door.refuse(self._jobs.pop(item), "waited_too_long")
+            self._door.refuse(self._jobs.pop(item), WAITED_TOO_LONG)

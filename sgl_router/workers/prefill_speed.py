@@ -9,7 +9,8 @@ __all__ = ["DEFAULT_TOKENS_PER_SEC", "PrefillSpeed"]
 
 DEFAULT_TOKENS_PER_SEC = 8_000.0
 
-# Below this an observation tells of overheads, not of speed.
+# Short prompts are gathered until they make one observation: each by itself tells of overheads. Those they have are
+# part of what such prompts cost; where long ones come too, theirs are the fast observations.
 _MIN_TOKENS = 256
 _SAMPLES = 32
 # What interferes only makes a prompt slower: other routers' prompts, decode steps, a pause. What makes it look faster
@@ -22,11 +23,31 @@ _INITIAL_COUNTS = 3
 _TOLD_WEIGHT = 0.3
 
 
+class _Gathered:
+    """Tokens and the time they took, until they are enough to tell something."""
+
+    __slots__ = ("_secs", "_tokens")
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._secs = 0.0
+
+    def add(self, tokens: int, secs: float) -> float | None:
+        """Tokens per second of what has come together, once that is enough; then it begins again."""
+        self._tokens += max(tokens, 0)
+        self._secs += max(secs, 0.0)
+        if self._tokens < _MIN_TOKENS or not self._secs:
+            return None
+        speed = self._tokens / self._secs
+        self._tokens, self._secs = 0, 0.0
+        return speed
+
+
 class PrefillSpeed:
     """The upper quartile of the last observations; where the target says itself what it has computed in what time, that
     and nothing else. `initial` counts as a few observations. No single one moves it far."""
 
-    __slots__ = ("_recent", "_sorted", "observations", "shown", "tokens_per_sec", "told")
+    __slots__ = ("_recent", "_said", "_seen", "_sorted", "observations", "shown", "tokens_per_sec", "told")
 
     def __init__(self, initial: float = DEFAULT_TOKENS_PER_SEC) -> None:
         self.tokens_per_sec = initial
@@ -34,27 +55,29 @@ class PrefillSpeed:
         self.shown = False
         """Whether it is known from more than hearsay."""
         self.told = False
+        self._seen = _Gathered()
+        self._said = _Gathered()
         self._recent = deque([initial] * _INITIAL_COUNTS)
         self._sorted = [initial] * _INITIAL_COUNTS
 
     def learn(self, tokens: int, secs: float) -> None:
-        """`tokens` seem to have been computed in `secs`. Few tokens, or no time at all, teach nothing."""
-        if self.told or tokens < _MIN_TOKENS or secs <= 0:
+        """`tokens` seem to have been computed in `secs`."""
+        speed = None if self.told else self._seen.add(tokens, secs)
+        if speed is None:
             return
         self.observations += 1
         self.shown = self.observations >= _INITIAL_COUNTS
         if len(self._recent) >= _SAMPLES:
             self._sorted.remove(self._recent.popleft())
-        speed = tokens / secs
         self._recent.append(speed)
         insort(self._sorted, speed)
         self.tokens_per_sec = self._sorted[int((len(self._sorted) - 1) * _QUANTILE)]
 
     def tell(self, tokens: int, secs: float) -> None:
         """`tokens` were computed in `secs`, as the target itself counts."""
-        if tokens < _MIN_TOKENS or secs <= 0:
+        speed = self._said.add(tokens, secs)
+        if speed is None:
             return
-        speed = tokens / secs
         self.tokens_per_sec = speed if not self.told else self.tokens_per_sec + _TOLD_WEIGHT * (
             speed - self.tokens_per_sec
         )

@@ -20,6 +20,7 @@ from kit.worker import WorkerClient
 from lane.fleet import Fleet
 from lane.router import Router
 
+RANKED_KEY = "sk-lane-7f3a9d"
 _HERE = Path(__file__).resolve().parent
 _LEFT_OUT = pytest.StashKey[list[str]]()
 _NUMBERS = pytest.StashKey[list[str]]()
@@ -106,13 +107,13 @@ def numbers(pytestconfig: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def serving(pytestconfig: pytest.Config, request: pytest.FixtureRequest) -> Iterator[Serving]:
-    """The operator's workers where URLs were given, two of our own otherwise."""
+    """The operator's workers where URLs were given, two of our own otherwise, the first of them with a load channel."""
     urls = pytestconfig.getoption("--engine-url")
     if urls:
         yield _operators(pytestconfig, urls, request.getfixturevalue("numbers"))
         return
     environment, folder = (request.getfixturevalue(name) for name in ("environment", "log_dir"))
-    with running(*(Engine(environment, log_dir=folder) for _ in range(2))) as engines:
+    with running(*(Engine(environment, log_dir=folder, load_channel=not n) for n in range(2))) as engines:
         seconds = ", ".join(f"{engine.startup_secs:.0f} s" for engine in engines)
         request.getfixturevalue("numbers").append(f"workers ready after {seconds}")
         yield Serving(engines, MODEL, str(environment.model), engines[0].page_size)
@@ -141,6 +142,15 @@ def _operators(config: pytest.Config, urls: Sequence[str], numbers: list[str]) -
         page=pages.pop(),
         api_key=api_key,
     )
+
+
+@pytest.fixture(scope="session")
+def ranked_engine(environment: Environment, log_dir: Path) -> Iterator[Engine]:
+    """A worker with two data-parallel ranks, an API key and a load channel."""
+    folder = log_dir / "ranked"
+    folder.mkdir()
+    with running(Engine(environment, dp_size=2, api_key=RANKED_KEY, load_channel=True, log_dir=folder)) as (one,):
+        yield one
 
 
 @pytest.fixture(scope="session")

@@ -7,32 +7,31 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from kit.engine import MODEL, Engine, running
+from conftest import RANKED_KEY
+from kit.engine import MODEL, Engine
 from kit.provision import Environment
 from kit.worker import WorkerClient
 from lane.fleet import Fleet
 from lane.router import Router
 
-KEY = "sk-lane-7f3a9d"
 pytestmark = pytest.mark.own_workers("starts a worker of its own, with two ranks and an API key")
 
 
 @pytest.fixture(scope="module")
-def _ranked(environment: Environment, log_dir: Path) -> Iterator[Fleet]:
+def _ranked(ranked_engine: Engine, environment: Environment, log_dir: Path) -> Iterator[Fleet]:
     folder = log_dir / "dp"
     folder.mkdir()
-    with running(Engine(environment, dp_size=2, api_key=KEY, log_dir=folder)) as (engine,):
-        tokenizer = str(environment.model)
-        router = Router(folder, model=MODEL, tokenizer=tokenizer, urls=[engine.url], api_key=KEY)
+    tokenizer = str(environment.model)
+    router = Router(folder, model=MODEL, tokenizer=tokenizer, urls=[ranked_engine.url], api_key=RANKED_KEY)
+    try:
+        router.start()
+        made = Fleet(router, [ranked_engine], ranked_engine.page_size)
         try:
-            router.start()
-            made = Fleet(router, [engine], engine.page_size)
-            try:
-                yield made
-            finally:
-                made.close()
+            yield made
         finally:
-            router.close()
+            made.close()
+    finally:
+        router.close()
 
 
 @pytest.fixture
@@ -90,5 +89,5 @@ def test_api_key_is_used_and_never_shown(ranked: Fleet) -> None:
     for path in ("/workers", "/metrics", "/v1/models", "/readyz"):
         reply = ranked.router.call(path)
         assert reply.status == 200, f"{path}: {reply}"
-        assert KEY.encode() not in reply.body, path
-    assert KEY not in ranked.router.log_path.read_text()
+        assert RANKED_KEY.encode() not in reply.body, path
+    assert RANKED_KEY not in ranked.router.log_path.read_text()

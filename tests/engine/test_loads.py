@@ -5,36 +5,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import aiohttp
 import pytest
-from kit.engine import MODEL, Engine, running
-from kit.provision import Environment
+from conftest import RANKED_KEY
+from kit.engine import MODEL, Engine
 
 from sgl_router.loads import LoadOutcome, LoadReport, LoadSource, LoadWatch
 from sgl_router.workers import Target, Worker, WorkerRegistry, introspect
 
-KEY = "sk-lane-loads"
 REQUESTS = 12
 pytestmark = pytest.mark.own_workers("starts a worker of its own, with two ranks, an API key and a load channel")
-
-
-class LoadEngine(Engine):
-    """A worker that publishes its load too."""
-
-    def command(self) -> list[str]:
-        return [*super().command(), f"--load-publish-endpoint=tcp://*:{self.ports.spare}"]
-
-
-@pytest.fixture(scope="module")
-def engine(environment: Environment, log_dir: Path) -> Iterator[Engine]:
-    folder = log_dir / "loads"
-    folder.mkdir()
-    with running(LoadEngine(environment, dp_size=2, api_key=KEY, log_dir=folder)) as (one,):
-        yield one
 
 
 class Watched:
@@ -48,13 +31,13 @@ class Watched:
         self.watch = LoadWatch(
             lambda target, report, at: self.reports.append((target, report, at)),
             wants=lambda model: model == MODEL,
-            api_key=KEY,
+            api_key=RANKED_KEY,
             interval_secs=0.2,
         )
         self.registry.add_listener(self.watch)
 
     async def register(self, channel: bool) -> Worker:
-        info = await introspect(self.session, self.engine.url, KEY)
+        info = await introspect(self.session, self.engine.url, RANKED_KEY)
         assert info.kv_source is not None
         assert info.kv_source.load_port_base == self.engine.ports.spare
         source = info.kv_source if channel else dataclasses.replace(info.kv_source, load_port_base=None)
@@ -79,9 +62,9 @@ class Watched:
 
 
 @pytest.fixture
-async def watched(engine: Engine) -> AsyncIterator[Watched]:
+async def watched(ranked_engine: Engine) -> AsyncIterator[Watched]:
     async with aiohttp.ClientSession() as session:
-        made = Watched(engine, session)
+        made = Watched(ranked_engine, session)
         yield made
         await made.watch.stop()
 

@@ -6,9 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from sgl_router.replay.prompts import PromptMaker, scale_rows
+from sgl_router.replay.prompts import PromptMaker
 from sgl_router.replay.words import Vocabulary
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.simulate.trace import TraceRow, scale_rows
 from sgl_router.simulate.workload import WORKLOADS, make_workload
 from sgl_router.tokenization import ModelTokenizer
 

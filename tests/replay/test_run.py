@@ -10,9 +10,10 @@ import pytest
 
 from sgl_router.config import parse_config
 from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
-from sgl_router.replay.prompts import PromptMaker, scale_rows
+from sgl_router.replay.prompts import PromptMaker
 from sgl_router.replay.run import ReplaySettings, run_replay
 from sgl_router.server.daemon import Daemon
+from sgl_router.simulate.trace import scale_rows
 from sgl_router.simulate.workload import make_workload
 
 BLOCK = 32

@@ -92,7 +92,7 @@ def test_it_beats_the_threshold_where_requests_differ(workload: str, per_sec: fl
 
 
 def test_reports_tell_routers_of_each_others_load() -> None:
-    rows = strangers(200, 4_096, per_sec=100.0)
+    rows = strangers(300, 2_048, 8_192, per_sec=11.0)
     deaf = run("kv_cost", rows, routers=4, workers=8)
     told = run("kv_cost", rows, routers=4, workers=8, load_report_interval=0.1)
-    assert mean_ttft(told) < mean_ttft(deaf)
+    assert mean_ttft(told) < 0.9 * mean_ttft(deaf)

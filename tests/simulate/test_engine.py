@@ -64,13 +64,12 @@ def by_steps(requests: list[tuple[float, tuple[int, ...], tuple[int, ...]]], pag
     done = [request for _, request in todo]
     now = 0.0
     while todo or not model.idle:
-        while todo and todo[0][0] <= now + 1e-9:
-            at, request = todo.pop(0)
-            assert model.submit(request, at)
+        if model.idle:
+            # The first to come finds nobody: its step has begun when the next one is there, however soon that is.
+            now, request = todo.pop(0)
+            assert model.submit(request, now)
         ends = model.begin_step(now)
-        if ends is None:
-            now = todo[0][0]
-            continue
+        assert ends is not None
         # What comes while a step runs is queued then; it cannot join the step.
         while todo and todo[0][0] <= ends + 1e-9:
             at, request = todo.pop(0)

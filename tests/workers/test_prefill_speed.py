@@ -87,3 +87,18 @@ def test_what_the_target_says_itself_counts_alone() -> None:
     assert speed.tokens_per_sec == 20_000.0
     speed.tell(10_000, 1.0)
     assert speed.tokens_per_sec == pytest.approx(17_000.0)
+
+
+def test_short_prompts_make_an_observation_together() -> None:
+    speed = PrefillSpeed(8_000.0)
+    for _ in range(9 * 4):
+        speed.learn(64, 64 / 500)
+    assert (speed.observations, speed.tokens_per_sec) == (9, pytest.approx(500.0))
+
+
+def test_short_reports_do_too_and_what_was_seen_is_no_part_of_them() -> None:
+    speed = PrefillSpeed(8_000.0)
+    speed.learn(200, 200 / 9_000)
+    for _ in range(3):
+        speed.tell(100, 100 / 500)
+    assert (speed.told, speed.tokens_per_sec) == (True, pytest.approx(500.0))

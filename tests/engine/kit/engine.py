@@ -30,7 +30,8 @@ class Engine(WorkerClient):
 
     Its ports are its own from construction to `close()`, so `kill()` and `start()` bring it back in the same place.
     `flags` are further SGLang arguments and win over the ones written here; `extra_env` likewise.
-    `publisher` are further keys of the events' configuration (`hwm`, `buffer_steps`).
+    `publisher` are further keys of the events' configuration (`hwm`, `buffer_steps`). `load_channel`: it publishes its
+    load too, on every interface, for SGLang binds that socket to a wildcard only.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Engine(WorkerClient):
         max_total_tokens: int = 4096,
         context_length: int = 2048,
         cache_report: bool = True,
+        load_channel: bool = False,
         api_key: str | None = None,
         flags: Sequence[str] = (),
         extra_env: Mapping[str, str] | None = None,
@@ -61,6 +63,7 @@ class Engine(WorkerClient):
             f"--context-length={context_length}",
             *(["--enable-cache-report"] if cache_report else []),
             *([f"--api-key={api_key}"] if api_key is not None else []),
+            *([f"--load-publish-endpoint=tcp://*:{self.ports.spare}"] if load_channel else []),
             *flags,
         ]
         self._extra_env = dict(extra_env or {})

@@ -26,7 +26,10 @@ BREAKER_COOL_DOWN_SECS = 2.0
 
 
 class Router:
-    """`python -m sgl_router --config FILE` in front of the given workers."""
+    """`python -m sgl_router --config FILE` in front of the given workers.
+
+    `routing` are further keys of the model's entry (`policy`, `queue`), `sections` further sections (`kv_events`).
+    """
 
     server: ClassVar[dict[str, Any]] = {}
     """What the lane was asked to set in the section `server`: another front, more processes."""
@@ -39,7 +42,8 @@ class Router:
         tokenizer: str,
         urls: Sequence[str],
         api_key: str | None = None,
-        kv_events: Mapping[str, Any] | None = None,
+        routing: Mapping[str, Any] | None = None,
+        **sections: Mapping[str, Any],
     ) -> None:
         self._ports = PortBlock()
         self.url = f"http://127.0.0.1:{self._ports.http}"
@@ -64,11 +68,12 @@ class Router:
                         "threshold": BREAKER_THRESHOLD,
                         "cool_down_secs": BREAKER_COOL_DOWN_SECS,
                     },
+                    **(routing or {}),
                 }
             ],
             "discovery": discovery,
             "health": {"interval_secs": 1, "timeout_secs": 2, "failure_threshold": 3, "success_threshold": 1},
-            "kv_events": dict(kv_events or {}),
+            **sections,
         }
         self._config = folder / "router.yaml"
         self._config.write_text(yaml.safe_dump(config, sort_keys=False))
