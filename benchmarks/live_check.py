@@ -178,7 +178,10 @@ def _live(
 
 
 def _flags(worker: MockWorkerConfig) -> list[str]:
-    names = ("model_id", "page_size", "cache_tokens", "prefill_tokens_per_sec", "decode_ms_per_token", "max_running")
+    names = (
+        *("model_id", "page_size", "cache_tokens", "max_running", "chunked_prefill_size"),
+        *("prefill_tokens_per_sec", "prefill_overhead_ms", "decode_ms_per_token", "decode_ms_per_running"),
+    )
     return [text for name in names for text in (f"--{name.replace('_', '-')}", str(getattr(worker, name)))]
 
 

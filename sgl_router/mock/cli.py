@@ -55,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     speed = parser.add_argument_group("speed")
     _flag(speed, "--prefill-tokens-per-sec", "prefill rate", type=float)
+    _flag(speed, "--prefill-overhead-ms", "duration of a prefill step, however short", type=float)
+    _flag(speed, "--chunked-prefill-size", "tokens of a prefill step at most", type=int)
     _flag(speed, "--decode-ms-per-token", "duration of a decode step", type=float)
+    _flag(speed, "--decode-ms-per-running", "more of it for every request in the step", type=float)
     _flag(speed, "--speed", "divide every simulated duration; inf removes them", type=float)
     _flag(speed, "--max-running", "requests running at once on one rank", type=int)
     _flag(speed, "--queue-limit", "requests waiting at once on one rank; more are refused", type=int)

@@ -42,8 +42,9 @@ class LoadGuard:
         self.expired = False
         self.on_expire: Callable[[], None] | None = None
 
-    def first_byte(self) -> None:
-        """The prompt is computed: only the decode share remains, and grows."""
+    def first_byte(self, *, computed: bool = True) -> None:
+        """The prompt is computed: only the decode share remains, and grows. `computed` False: it was refused, which
+        tells nothing of the target's speed."""
         owner = self._owner
         if owner is None or self._began is not None:
             return
@@ -52,9 +53,13 @@ class LoadGuard:
         self._prefill_tokens = 0
         forecast = target.forecast
         if forecast is not None:
-            now = self._began = owner.clock()
-            forecast.prompts.computed(self, now)
-            forecast.answers.begin(now)
+            now = owner.clock()
+            if computed:
+                self._began = now
+                forecast.prompts.computed(self, now)
+                forecast.answers.begin(now)
+            else:
+                forecast.prompts.remove(self, now)
 
     def release(self, output_tokens: int | None = None) -> None:
         """`output_tokens`: the answer's length, where it is known."""

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from .base import DecisionReason, Facts, RouteDecision, least_loaded
 from .cost import Costs
 from .pressure import Pressure
@@ -42,9 +44,12 @@ class KvCost:
         *,
         clock: Callable[[], float] = time.monotonic,
         held_tokens: Callable[[Target], int] = lambda target: 0,
+        bound_late: bool = False,
     ) -> None:
+        """`bound_late`: requests wait in the router while everybody is busy. A newcomer then gets one prompt at a time
+        anyway; were it dear besides, all that waits would be sent to the busy rather than the first to it."""
         self._rng = rng
-        self._settings = settings
+        self._settings = structs.replace(settings, slow_start_secs=0.0) if bound_late else settings
         self._clock = clock
         self._held_tokens = held_tokens
         self._sessions = Sessions()

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sgl_router.config import KvCostConfig
     from sgl_router.workers import Target
+    from sgl_router.workers.prefill_speed import PrefillSpeed
 
 __all__ = ["Standing"]
 
 _MIN_RAMP = 0.1
+_FRESH_SECS = 5.0
 
 
 class Standing:
@@ -50,7 +52,7 @@ class Standing:
         self.lengths: list[float] = []
         """Prompts ahead, of those candidates of which that is known."""
         shown: list[float] = []
-        hidden: list[tuple[int, float]] = []  # position, ramp
+        faded: list[tuple[int, float, PrefillSpeed]] = []  # position, ramp
         for position, target in enumerate(candidates):
             forecast = target.forecast
             if forecast is None:
@@ -64,9 +66,9 @@ class Standing:
                 if age < ramp_secs:
                     ramp = max(age / ramp_secs, _MIN_RAMP)
                 if speed.shown:
-                    shown.append(ms_per_token)
-                else:
-                    hidden.append((position, ramp))
+                    shown.append(speed.tokens_per_sec)
+                if now - speed.heard_at > _FRESH_SECS or not speed.shown:
+                    faded.append((position, ramp, speed))
                 ms_per_token /= ramp
             resident += target.decode_blocks * target.worker.info.block_size
             if forecast is not None and forecast.report is not None:
@@ -77,13 +79,14 @@ class Standing:
             self.resident.append(resident)
             self.decode_ms.append(decode)
             self.fixed_ms.append(queued * ms_per_token + decode)
-        if hidden and shown:
-            # Whoever has not shown its speed is taken to be like the others: if they were faster than had been thought,
-            # it would look slow beside them and never get to show its own.
-            usual = sorted(shown)[len(shown) // 2]
-            for position, ramp in hidden:
-                self.ms_per_token[position] = usual / ramp
-                self.fixed_ms[position] = self.queued[position] * usual / ramp + self.decode_ms[position]
+        if faded and shown:
+            # Whoever has not shown its speed lately is taken to be like the others: it would look slow beside them, if
+            # they were faster than had been thought, and never get to show its own.
+            usual = sorted(shown)[(len(shown) - 1) // 2]
+            for position, ramp, speed in faded:
+                ms_per_token = 1000 / (speed.believed(usual, now) * ramp)
+                self.ms_per_token[position] = ms_per_token
+                self.fixed_ms[position] = self.queued[position] * ms_per_token + self.decode_ms[position]
 
     @property
     def positions(self) -> dict[Target, int]:
@@ -92,7 +95,7 @@ class Standing:
         return self._positions
 
     def calm(self) -> float:
-        """Prompts ahead on average, in the less busy half of the fleet. Where a hot prefix has made long queues, work
-        on an idle target still delays nobody."""
-        half = sorted(self.lengths)[: (len(self.lengths) + 1) // 2]
-        return sum(half) / len(half) if half else 0.0
+        """Prompts ahead on average, in the least busy quarter of the fleet. Where a hot prefix has made long queues,
+        work on an idle target still delays nobody."""
+        few = sorted(self.lengths)[: (len(self.lengths) + 3) // 4]
+        return sum(few) / len(few) if few else 0.0

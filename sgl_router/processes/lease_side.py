@@ -56,7 +56,8 @@ class LeaseSide:
         self._process: int | None = None
         self._leases: dict[int, LocalLease] = {}
         self._undecided: dict[int, asyncio.Task[None] | None] = {}
-        self._given_up: dict[int, Outcome] = {}
+        self._held: set[int] = set()  # of them, those that wait for a worker: the queue bounds these
+        self._full = False
         self._waiting: dict[int, Declare] = {}
 
     def worker_added(self, worker: Worker) -> None:
@@ -106,16 +107,31 @@ class LeaseSide:
         workers = self._server.by_generation
         tried = {workers[generation] for generation in message.tried if generation in workers}
         self._undecided[message.seq] = None
-        if len(self._undecided) == _MAX_UNDECIDED:
-            self.link.pause(True)
-        ask.held = lambda: self.link.send(Held(message.seq))
+        self._pace()
+        ask.held = lambda: self._hold(message.seq)
         # Most decisions need not wait for anything: those cost no task.
         deciding = self._decide(message.seq, ask, tried)
         try:
             awaited = deciding.send(None)
         except StopIteration:
             return
-        self._undecided[message.seq] = asyncio.get_running_loop().create_task(_rest(deciding, awaited))
+        task = asyncio.get_running_loop().create_task(_rest(deciding, awaited))
+        # One that is cancelled before its first step has never touched what it was to go on with.
+        task.add_done_callback(lambda _: deciding.close())
+        self._undecided[message.seq] = task
+
+    def _hold(self, seq: int) -> None:
+        self.link.send(Held(seq))
+        self._held.add(seq)
+        self._pace()
+
+    def _pace(self) -> None:
+        """Read no more while too much is being looked up. Who is held does not count: it is the ends of other requests,
+        which are still to be read, that make room for them."""
+        full = len(self._undecided) - len(self._held) >= _MAX_UNDECIDED
+        if full is not self._full:
+            self._full = full
+            self.link.pause(full)
 
     async def _decide(self, seq: int, ask: Ask, tried: set[Worker]) -> None:
         lease: LocalLease | None = None
@@ -124,30 +140,26 @@ class LeaseSide:
             lease = await self._server.routing.choose(ask, tried)
         except RouterError as error:
             refused = error
-        except asyncio.CancelledError:
-            if self.link.open:
-                self.link.send(NobodyLeft(seq))  # whoever gave up hears that somebody answers again
+        except (asyncio.CancelledError, GeneratorExit):
+            self.link.send(NobodyLeft(seq))  # whoever gave up hears that somebody answers again
             raise
         except Exception:
             log.exception("a decision failed", data_process=self._process)
         finally:
             self._undecided.pop(seq, None)
-            if len(self._undecided) == _MAX_UNDECIDED - 1:
-                self.link.pause(False)
-        given_up = self._given_up.pop(seq, None)
+            self._held.discard(seq)
+            self._pace()
         if refused is not None:
             self.link.send(Refused(seq, refused.code, refused.message, refused.retry_after or 0))
             return
         if lease is None:
             self.link.send(NobodyLeft(seq))
             return
-        if given_up is None and not self.link.open:
-            given_up = Outcome.CLIENT_GONE
-        if given_up is not None:
-            lease.end(given_up)
-        else:
-            self._leases[seq] = lease
-            lease.on_expire = lambda: self.link.send(Expired(seq))
+        if not self.link.open:
+            lease.end(Outcome.CLIENT_GONE)
+            return
+        self._leases[seq] = lease
+        lease.on_expire = lambda: self.link.send(Expired(seq))
         self.link.send(_chosen(seq, lease.decision))
 
     def _first_byte(self, message: FirstByte) -> None:
@@ -160,13 +172,9 @@ class LeaseSide:
     def _end(self, message: End) -> None:
         lease = self._leases.pop(message.seq, None)
         if lease is not None:
-            lease.end(message.outcome, message.cached_tokens)
-        elif message.seq in self._undecided:
-            deciding = self._undecided[message.seq]
-            if deciding is None:
-                self._given_up[message.seq] = message.outcome
-            else:
-                deciding.cancel()  # it may be waiting for a worker: its place is somebody else's now
+            lease.end(message.outcome, message.cached_tokens, message.output_tokens)
+        elif (deciding := self._undecided.get(message.seq)) is not None:
+            deciding.cancel()  # it may be waiting for a worker: its place is somebody else's now
         else:
             self._waiting.pop(message.seq, None)
 

@@ -61,9 +61,9 @@ class RemoteLease:
         if owner is None:
             return
         self._on_expire = None
-        self._local.end(outcome)  # cached_tokens: only the index has a use for them
+        self._local.end(outcome)  # the counts are for the index and the forecasts, which are over there
         owner.forget(self._seq)
-        owner.tell(End(self._seq, outcome, cached_tokens))
+        owner.tell(End(self._seq, outcome, cached_tokens, output_tokens))
 
     def declaration(self) -> Declare:
         """What a routing process that does not know this lease must be told."""

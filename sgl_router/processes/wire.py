@@ -85,6 +85,7 @@ class End(Message, tag=4):
     seq: int
     outcome: Outcome
     cached_tokens: int | None
+    output_tokens: int | None = None
 
 
 class Declare(Message, tag=5):
@@ -193,8 +194,13 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode_into(message: Message, buffer: bytearray) -> None:
-    """Append `message` with its length."""
+    """Append `message` with its length. One that cannot be encoded raises, and leaves nothing of itself behind: the
+    peer could read no message after it."""
     start = len(buffer)
     buffer += b"\0\0\0\0"
-    _encoder.encode_into(message, buffer, -1)
+    try:
+        _encoder.encode_into(message, buffer, -1)
+    except Exception:
+        del buffer[start:]
+        raise
     buffer[start : start + 4] = (len(buffer) - start - 4).to_bytes(4, "big")

@@ -17,11 +17,13 @@ class Ask:
     """One request for one model. `unmatched` says why the prompt cannot be looked up; else `prompt` and `namespace`
     are there. `facts` are what the first lookup found: a second attempt at the same request uses them again.
 
-    `streamed`: the answer's first byte will come with its first token. `priority`: higher goes first where requests
-    have to wait. `session`: what the client calls the conversation. `held` is called where the request has to wait.
+    `costed`: whoever decides reckons in tokens, and wants to hear how long answers were. `streamed`: the answer's first
+    byte will come with its first token. `priority`: higher goes first where requests have to wait. `session`: what the
+    client calls the conversation. `held` is called where the request has to wait.
     """
 
     __slots__ = (
+        "costed",
         "facts",
         "held",
         "model_id",
@@ -51,6 +53,7 @@ class Ask:
         self.namespace = namespace
         self.unmatched = unmatched
         self.request_id = request_id
+        self.costed = False
         self.streamed = streamed
         self.priority = priority
         self.session = session

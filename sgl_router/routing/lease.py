@@ -29,7 +29,7 @@ class Lease(Protocol):
         """The request is over: load, breaker, expectation and statistics learn how. Later calls do nothing.
 
         `cached_tokens`: how much of the prompt the worker says it had cached, where it says so. `output_tokens`: the
-        answer's length, wanted only where the target has a forecast.
+        answer's length, wanted only of streams, and where the ask was `costed`.
         """
 
 

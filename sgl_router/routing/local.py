@@ -249,7 +249,7 @@ class LocalLease:
             return
         now = routing._clock()
         self.first_byte_secs = now - self._guard.started
-        self._guard.first_byte()
+        self._guard.first_byte(computed=status < 400)
         if self._expectation is not None:
             self._expectation.first_byte()
         # A probe's good first byte closes the circuit: waiting for the end of a long stream would leave a healed

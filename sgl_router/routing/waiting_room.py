@@ -25,6 +25,8 @@ __all__ = ["WaitingRoom"]
 
 # Queues drain between the events that tell: how often they are looked at while somebody waits.
 _LOOK_SECS = 0.005
+# Weighing who goes next takes a good part of a millisecond: where many may go at once, the loop has others to serve.
+_TURN_SECS = 0.002
 _MAX_RETRY_AFTER = 60
 _INTERVAL_WEIGHT = 0.05
 
@@ -82,16 +84,18 @@ class WaitingRoom:
             )
         item = Waiting(facts, now, ask.priority)
         future: asyncio.Future[LocalLease | None] = asyncio.get_running_loop().create_future()
-        self._entered[item] = (ask, future)
         self._line.enter(item, self._candidates(), now)
+        self._entered[item] = (ask, future)
         self._arm()
         try:
             return await future
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, refused, or closed by whoever drives this coroutine by hand
             if self._leave(item):
                 self._count("left")
-            elif not future.cancelled() and future.exception() is None and (lease := future.result()) is not None:
-                lease.end(Outcome.CLIENT_GONE)
+            elif future.done() and not future.cancelled() and future.exception() is None:
+                lease = future.result()
+                if lease is not None:
+                    lease.end(Outcome.CLIENT_GONE)
             raise
 
     def changed(self) -> None:
@@ -103,20 +107,35 @@ class WaitingRoom:
     # --- inside -------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Let go who can go, give up on who has waited too long."""
+        """Let go who can go, give up on who has waited too long: on these whatever goes wrong with the others."""
         self._soon = False
         now = self._clock()
+        try:
+            self._let_go(now)
+        finally:
+            self._give_up(now)
+
+    def _let_go(self, now: float) -> None:
         while (found := self._line.next(self._candidates(), now, self._refresh)) is not None:
             item, chosen, costs = found
             ask, future = self._entered.pop(item)
             if future.done():
                 continue  # cancelled in this very turn
-            lease = self._admit(ask, self._policy.decide(chosen, costs, item.facts))
+            try:
+                lease = self._admit(ask, self._policy.decide(chosen, costs, item.facts))
+            except Exception as error:  # nobody else would ever tell this one
+                future.set_exception(error)
+                continue
             self._metrics.queue_wait.labels(self._model_id).observe(now - item.since)
             self._count("dispatched")
             self._interval += _INTERVAL_WEIGHT * (min(now - self._last_left, 1.0) - self._interval)
             self._last_left = now
             future.set_result(lease)
+            if self._clock() - now > _TURN_SECS:
+                self.changed()
+                break
+
+    def _give_up(self, now: float) -> None:
         for item in self._line.overdue(now):
             _, future = self._entered[item]
             self._leave(item)
@@ -136,9 +155,11 @@ class WaitingRoom:
 
     def _tick(self) -> None:
         self._timer = None
-        self._look()
-        if len(self._line):
-            self._arm()
+        try:
+            self._look()
+        finally:
+            if len(self._line):
+                self._arm()
 
     def _refresh(self, item: Waiting) -> Facts:
         return self._look_up(self._entered[item][0])

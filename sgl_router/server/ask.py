@@ -23,6 +23,8 @@ _PRIORITY_HEADER = b"x-smg-priority"
 # As the SGLang Model Gateway names them.
 _CLASSES = {"bulk": -1, "default": 0, "interactive": 1, "system": 2}
 _NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
+# JSON has numbers of any length, other processes' messages have not.
+_MOST = 10**9
 _MAX_HEADER = 256
 
 
@@ -41,9 +43,12 @@ async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers:
         if ask.namespace is None:
             ask.unmatched = Unmatched.NAMESPACE
     if model.config.policy is PolicyName.KV_COST:
+        ask.costed = True
         ask.streamed = "stream" in chat and chat["stream"] is True
-        ask.priority = _priority(chat, headers)
-        ask.session = _header(headers, model.session_header)
+        if model.config.queue.enabled:
+            ask.priority = _priority(chat, headers)
+        if model.config.kv_cost.session_bonus_ms:
+            ask.session = _header(headers, model.session_header)
     return ask
 
 
@@ -51,7 +56,7 @@ def _priority(chat: JsonObject, headers: Headers) -> int:
     """The body's number, else the header's class or number. What is neither is no reason to refuse a request here."""
     stated = chat.get("priority")
     if isinstance(stated, int) and not isinstance(stated, bool):
-        return stated
+        return max(-_MOST, min(stated, _MOST))
     text = (_header(headers, _PRIORITY_HEADER) or "").strip().lower()
     if text in _CLASSES:
         return _CLASSES[text]

@@ -113,7 +113,7 @@ async def _dispatch(
         record.decided(lease.decision)
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
         try:
-            await _send(services, inbound, out, record, relayed, lease)
+            await _send(services, inbound, out, record, relayed, ask, lease)
             return
         except ConnectFailed as error:
             record.outcome = Outcome.UNREACHABLE
@@ -130,7 +130,13 @@ async def _dispatch(
 
 
 async def _send(
-    services: Services, inbound: Inbound, out: Outbound, record: RequestRecord, relayed: Relayed, lease: Lease
+    services: Services,
+    inbound: Inbound,
+    out: Outbound,
+    record: RequestRecord,
+    relayed: Relayed,
+    ask: Ask,
+    lease: Lease,
 ) -> None:
     """One attempt. Leaves `record.outcome` saying how the worker did, if it returns."""
     decision, proxy = lease.decision, services.config.proxy
@@ -171,7 +177,7 @@ async def _send(
         record.outcome = Outcome.WORKER_ERROR
     else:
         record.outcome = Outcome.CLIENT_ERROR
-    wanted = relayed.streamed and decision.target.forecast is not None
+    wanted = relayed.streamed and ask.costed
     lease.end(record.outcome, record.cached_tokens, relayed.usage.output_tokens() if wanted else None)
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["MAX_DECISIONS", "decisions_view", "explain_view"]
 
 MAX_DECISIONS = 10_000
+# One reading for all, so that an entry has the same time whenever it is shown.
+_MONOTONIC_ZERO = time.time() - time.monotonic()
 _DEFAULT_LIMIT = 100
 
 
@@ -61,7 +63,7 @@ async def explain_view(services: Services, routing: LocalRouting, headers: Heade
 
 
 def _entry(entry: LocalLease) -> dict[str, Any]:
-    at = time.time() - (time.monotonic() - entry.decided_at)
+    at = entry.decided_at + _MONOTONIC_ZERO
     found: dict[str, Any] = {
         "time": datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds"),
         "request_id": entry.request_id,

@@ -41,9 +41,7 @@ def pages(tokens: int, page_size: int) -> int:
 
 def page_cache(capacity_tokens: int, page_size: int, listener: Callable[[CacheOp], None]) -> RadixCache:
     """A cache that counts in pages. Whatever happens to it, one of `capacity_tokens` with real tokens would do too."""
-    return RadixCache(
-        page_size=1, capacity=capacity_tokens // page_size, hasher=_KeysAsHashes(), listener=listener
-    )
+    return RadixCache(page_size=1, capacity=capacity_tokens // page_size, hasher=_KeysAsHashes(), listener=listener)
 
 
 def open_lease(cache: RadixCache, job: Job, *, headroom: int) -> CacheLease | None:

@@ -66,6 +66,7 @@ class Engine:
         self._waiting: deque[Run] = deque()
         self._prefilling: list[Run] = []
         self._running: list[Run] = []
+        self._promised = 0  # pages that the active ones will have taken at their ends
         self._batch: list[tuple[Run, int]] = []
         self._began = 0.0
         self._step = 0.0
@@ -94,7 +95,7 @@ class Engine:
 
     def submit(self, job: Job, now: float) -> Run | None:
         """Queue a job. None where it could never fit."""
-        if pages(job.input_tokens + job.output_tokens, self._page) > (self.cache.capacity or 0):
+        if self._planned(job) > (self.cache.capacity or 0):
             return None
         run = Run(job, now)
         self._waiting.append(run)
@@ -167,17 +168,25 @@ class Engine:
         yield from tuple(self._prefilling)
         while self._waiting and len(self._prefilling) + len(self._running) < self._max_running:
             run = self._waiting[0]
-            headroom = sum(
-                active.lease.growth_tokens for active in (*self._prefilling, *self._running) if active.lease is not None
-            )
-            lease = open_lease(self.cache, run.job, headroom=headroom)
+            # What the active ones may still ask for is at most all they ever will: mostly there is room even so.
+            lease = open_lease(self.cache, run.job, headroom=self._promised)
+            if lease is None:
+                lease = open_lease(self.cache, run.job, headroom=self._growth())
             if lease is None:
                 return
             self._waiting.popleft()
+            self._promised += self._planned(run.job)
             run.lease, run.started_at = lease, now
             run.cached_tokens = run.prefilled = lease.cached_tokens * self._page
             self._prefilling.append(run)
             yield run
+
+    def _planned(self, job: Job) -> int:
+        return pages(job.input_tokens + job.output_tokens, self._page)
+
+    def _growth(self) -> int:
+        active = (*self._prefilling, *self._running)
+        return sum(run.lease.growth_tokens for run in active if run.lease is not None)
 
     def _end_prefill(self, now: float) -> list[Run]:
         told = []
@@ -200,6 +209,7 @@ class Engine:
 
     def _finish(self, run: Run, now: float) -> None:
         run.finished_at = now
+        self._promised -= self._planned(run.job)
         if run.lease is not None:
             run.lease.close(run.job.keys)
 

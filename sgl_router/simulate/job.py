@@ -51,9 +51,7 @@ class _Names:
         return key
 
 
-def jobs_of(
-    rows: Sequence[TraceRow], *, rate: float = 1.0, page_size: int, answers_return: bool = True
-) -> list[Job]:
+def jobs_of(rows: Sequence[TraceRow], *, rate: float = 1.0, page_size: int, answers_return: bool = True) -> list[Job]:
     """The rows as jobs, arriving `rate` times as fast.
 
     A trace does not name the blocks of answers. Where a later prompt continues a request's whole pages and is long

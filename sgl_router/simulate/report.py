@@ -27,6 +27,7 @@ error instead of an answer and are in no other figure: of two policies, only the
 <p>one_pooled_worker has the fleet's cache and speed in one piece. floor has no queue and evicts nothing: what is left
 is one worker's time for tokens that were never seen before.</p>"""
 
+
 def render_report(study: Study) -> str:
     """The whole page."""
     body = "\n".join(_rate(at) for at in study.rates)

@@ -49,4 +49,4 @@ class Forecast:
         tokens, secs = report.prefilled_tokens, report.prefill_busy_secs
         if tokens is None or secs is None or last.prefilled_tokens is None or last.prefill_busy_secs is None:
             return
-        self.prompts.speed.tell(tokens - last.prefilled_tokens, secs - last.prefill_busy_secs)
+        self.prompts.speed.tell(tokens - last.prefilled_tokens, secs - last.prefill_busy_secs, self.reported_at)

@@ -19,6 +19,7 @@ _QUANTILE = 0.75
 # What was thought at first counts as so many observations: one alone, a prompt that had to wait for a compiler, would
 # else leave the target without a second one to prove it wrong.
 _INITIAL_COUNTS = 3
+_HALF_LIFE_SECS = 30.0
 # One report's word against what is known so far.
 _TOLD_WEIGHT = 0.3
 
@@ -47,7 +48,7 @@ class PrefillSpeed:
     """The upper quartile of the last observations; where the target says itself what it has computed in what time, that
     and nothing else. `initial` counts as a few observations. No single one moves it far."""
 
-    __slots__ = ("_recent", "_said", "_seen", "_sorted", "observations", "shown", "tokens_per_sec", "told")
+    __slots__ = ("_recent", "_said", "_seen", "_sorted", "heard_at", "observations", "shown", "tokens_per_sec", "told")
 
     def __init__(self, initial: float = DEFAULT_TOKENS_PER_SEC) -> None:
         self.tokens_per_sec = initial
@@ -55,16 +56,28 @@ class PrefillSpeed:
         self.shown = False
         """Whether it is known from more than hearsay."""
         self.told = False
+        self.heard_at = float("-inf")
+        """When it was last learned from."""
         self._seen = _Gathered()
         self._said = _Gathered()
         self._recent = deque([initial] * _INITIAL_COUNTS)
         self._sorted = [initial] * _INITIAL_COUNTS
 
-    def learn(self, tokens: int, secs: float) -> None:
+    def believed(self, usual: float, now: float) -> float:
+        """The speed to reckon with, where `usual` is that of its peers: what was learned long ago gives way to it.
+
+        A target that had only short prompts looks slow. Nobody would send it a long one to correct that, if this did
+        not fade.
+        """
+        weight = 0.5 ** (max(now - self.heard_at, 0.0) / _HALF_LIFE_SECS) if self.shown else 0.0
+        return weight * self.tokens_per_sec + (1.0 - weight) * usual
+
+    def learn(self, tokens: int, secs: float, now: float) -> None:
         """`tokens` seem to have been computed in `secs`."""
         speed = None if self.told else self._seen.add(tokens, secs)
         if speed is None:
             return
+        self.heard_at = now
         self.observations += 1
         self.shown = self.observations >= _INITIAL_COUNTS
         if len(self._recent) >= _SAMPLES:
@@ -73,7 +86,7 @@ class PrefillSpeed:
         insort(self._sorted, speed)
         self.tokens_per_sec = self._sorted[int((len(self._sorted) - 1) * _QUANTILE)]
 
-    def tell(self, tokens: int, secs: float) -> None:
+    def tell(self, tokens: int, secs: float, now: float) -> None:
         """`tokens` were computed in `secs`, as the target itself counts."""
         speed = self._said.add(tokens, secs)
         if speed is None:
@@ -82,4 +95,5 @@ class PrefillSpeed:
             speed - self.tokens_per_sec
         )
         self.told = self.shown = True
+        self.heard_at = now
         self.observations += 1

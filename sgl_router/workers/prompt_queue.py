@@ -166,7 +166,7 @@ class PromptQueue:
         if self._prompts and self._unlearnt < _TOGETHER:
             return
         if not self._foreign:
-            self.speed.learn(self._done, now - self._learnt_at)
+            self.speed.learn(self._done, now - self._learnt_at, now)
         self._learnt_at = now
         self._done = self._unlearnt = 0
 

@@ -43,8 +43,69 @@ def test_a_trace_gives_a_table_a_report_and_numbers(trace: str, tmp_path, capsys
 def test_all_policies_are_compared_where_none_is_named(capsys) -> None:
     assert main(["simulate", "--workload", "hot_prefix", "--limit", "30"]) == 0
     out = capsys.readouterr().out
-    for name in ("round_robin", "cache_aware_zmq", "dynamo_like", "min_uncached_half_queue", "late_shortest_work"):
+    for name in (
+        "round_robin",
+        "cache_aware_zmq",
+        "kv_cost ",
+        "kv_cost+queue ",
+        "dynamo_like",
+        "min_uncached_half_queue",
+        "late_shortest_work",
+    ):
         assert name in out
+
+
+CONFIG = """
+discovery: {backend: static_urls, static_urls: {urls: ["http://127.0.0.1:1"]}}
+models:
+  - {id: patient, tokenizer_path: t, policy: kv_cost, queue: {enabled: true, max_waiting: 1000}}
+  - {id: hasty, tokenizer_path: t, policy: kv_cost, queue: {enabled: true, max_waiting: 2}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path) -> str:
+    path = tmp_path / "router.yaml"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def refused(capsys, *arguments: str) -> int:
+    crowd = ["--workload", "unique", "--requests-per-sec", "50", "--limit", "60", "--workers", "2"]
+    assert main(["simulate", *crowd, "--policy", "kv_cost+queue", *arguments]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("kv_cost+queue  ")]
+    return int(row.split()[1])
+
+
+def test_a_models_settings_are_simulated_and_its_refusals_seen(config: str, capsys) -> None:
+    assert refused(capsys) == refused(capsys, "--config", config, "--model", "patient") == 0
+    assert refused(capsys, "--config", config, "--model", "hasty") > 20
+    assert refused(capsys, "--config", config, "--model", "hasty", "--unbounded-queue") == 0
+
+
+def test_a_configuration_must_be_good_and_leave_no_choice_open(config: str, tmp_path, capsys) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(CONFIG.replace("max_waiting: 2", "max_waiting: some"))
+    for arguments, says in (
+        (["--config", config], "--model NAME: " + config + " has patient, hasty; name one of them"),
+        (["--config", config, "--model", "best"], "--model best: "),
+        (["--config", str(wrong), "--model", "hasty"], "models[1].queue.max_waiting"),
+        (["--config", "/nowhere/r.yaml"], "/nowhere/r.yaml"),
+        (["--model", "hasty"], "--model is for --config FILE"),
+    ):
+        assert main(["simulate", "--workload", "chats", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert says in error and "Traceback" not in error
+
+
+def test_lengths_are_scaled_as_replay_scales_them(trace: str, tmp_path) -> None:
+    numbers = tmp_path / "r.json"
+    arguments = ["--trace", trace, "--policy", "random", "--json", str(numbers), "--per-request"]
+    assert main(["simulate", *arguments, "--token-scale", "1/16", "--cache-tokens", "4096"]) == 0
+    found = json.loads(numbers.read_text())
+    assert found["fleet"]["page_size"] == 32
+    (one, *_) = found["rates"][0]["policies"][0]["requests"]
+    assert (one["input_tokens"], one["output_tokens"]) == (65, 1)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +117,7 @@ def test_all_policies_are_compared_where_none_is_named(capsys) -> None:
         (["--workload", "best"], "--workload best: expected one of shared_prompt, chats,"),
         (["--workload", "chats", "--policy", "best"], "--policy best: expected one of round_robin,"),
         (["--workload", "chats", "--block-size", "16"], "--block-size 16: made-up workloads have blocks of 512"),
+        (["--workload", "chats", "--token-scale", "1/3"], "--token-scale 1/3: blocks of 512 tokens would be 512/3"),
         (["--workload", "chats", "--cache-tokens", "600"], "--cache-tokens 600: expected two blocks of 512 or more"),
         (["--workload", "chats", "--html", "/nowhere/r.html"], "/nowhere/r.html: its folder does not exist"),
     ],
@@ -113,4 +175,6 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+    for name in ("kv_cost, kv_cost+queue", "late_shortest_work", "--token-scale", "--unbounded-queue"):
+        assert name in " ".join(done.stdout.split())
     assert done.stdout.rstrip().endswith("loaded: []")

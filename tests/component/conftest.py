@@ -154,7 +154,7 @@ MakeRig = Callable[..., Awaitable[Rig]]
 
 @pytest.fixture(params=["native", "aiohttp"])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
-    """`await rig(workers=2, worker={...}, model={...}, proxy={...}, ...)`: started, ready, with every event socket connected.
+    """`await rig(workers=2, worker={...}, model={...}, ...)`: started, ready, with every event socket connected.
 
     Every test that uses it runs over both HTTP fronts.
     """

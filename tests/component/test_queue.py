@@ -121,3 +121,53 @@ async def test_a_model_without_a_queue_never_makes_wait(rig) -> None:
     await fleet.until(lambda: len(fleet.services.load) == 3, "all three are on their way")
     fleet.workers[0].gate.open()
     assert {answer.status for answer in await asyncio.gather(*tasks)} == {200}
+
+
+async def test_refusals_are_counted_and_recorded_as_the_routers_own(queued) -> None:
+    fleet = await queued(max_waiting=1, max_wait_secs=0.2)
+    fleet.workers[0].gate.close()
+    first = await asked(fleet, f"one {LONG}")
+    second = await asked(fleet, f"two {LONG}", waiting=1)
+    assert (await fleet.ask(f"three {LONG}")).status == 429
+    assert (await second).status == 503
+    fleet.workers[0].gate.open()
+    assert (await first).status == 200
+    await fleet.until(fleet.idle_load, "nothing is left of them")
+    metrics = (await fleet.get("/metrics")).body.decode()
+    told = [line for line in metrics.splitlines() if line.startswith("sgl_router_responses_total{")]
+    for status in ("200", "429", "503"):
+        (line,) = [line for line in told if "/v1/chat/completions" in line and f'"{status}"' in line]
+        assert line.endswith(" 1.0")
+    for code in ("queue_full", "queue_timeout"):
+        assert f'{{code="{code}"}} 1.0' in metrics
+    assert fleet.worker(0).stats.requests == {"completed": 1}
+
+
+async def test_a_worker_that_goes_while_requests_wait_for_it(queued) -> None:
+    fleet = await queued(workers=2)
+    for worker in fleet.workers:
+        worker.gate.close()
+    busy = [await asked(fleet, f"{number} {LONG}") for number in range(2)]
+    waits = await asked(fleet, f"two {LONG}", waiting=1)
+    fleet.services.registry.remove(fleet.workers[0].url)
+    fleet.workers[1].gate.open()
+    answer = await waits
+    assert answer.status == 200
+    assert answer.worker == fleet.worker(1).id
+    fleet.workers[0].gate.open()
+    assert [(await one).status for one in busy] == [200, 200], "what it was working on is not cut off"
+
+
+async def test_a_number_of_any_length_is_a_priority(queued) -> None:
+    fleet = await queued()
+    for number in (10**30, -(10**30)):
+        assert (await fleet.ask("hello", priority=number)).status in (200, 400), "whatever the engine says"
+
+
+async def test_fast_refusals_do_not_look_like_speed(rig) -> None:
+    fleet = await rig(workers=1, model={"policy": "kv_cost"})
+    fleet.workers[0].faults.status(503, times=6)
+    for number in range(6):
+        assert (await fleet.ask(f"{number} {LONG}")).status == 503
+    (target,) = fleet.worker(0).targets
+    assert target.forecast.prompts.speed.observations == 0

@@ -52,7 +52,7 @@ class Watched:
         body = {
             "model": MODEL,
             "messages": [{"role": "user", "content": f"{number} counts " + "on and on " * 20}],
-            "max_tokens": 300,
+            "max_tokens": 150,
             "ignore_eos": True,
         }
         headers = self.engine.headers(rank)

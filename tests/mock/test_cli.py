@@ -40,7 +40,8 @@ def test_flags_become_settings() -> None:
             *("--page-size", "8", "--dp-size", "2", "--role", "prefill", "--dialect", "legacy"),
             *("--speed", "inf", "--bigram", "--no-enable-cache-report", "--queue-limit", "3"),
             *("--version-string", "0.5.6", "--api-key", "secret", "--host-cache-tokens", "500"),
-            *("--publish-load", "--load-port", "5600"),
+            *("--publish-load", "--load-port", "5600", "--chunked-prefill-size", "512"),
+            *("--prefill-overhead-ms", "1.5", "--decode-ms-per-running", "0"),
         )
     )
     assert (config.page_size, config.dp_size, config.role) == (8, 2, Role.PREFILL)
@@ -48,6 +49,8 @@ def test_flags_become_settings() -> None:
     assert config.bigram
     assert (config.publish_load, config.load_port) == (True, 5600)
     assert not config.enable_cache_report
+    timing = (config.chunked_prefill_size, config.prefill_overhead_ms, config.decode_ms_per_running)
+    assert timing == (512, 1.5, 0.0)
     assert (config.queue_limit, config.api_key, config.host_cache_tokens) == (3, "secret", 500)
 
 

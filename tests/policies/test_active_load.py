@@ -162,7 +162,7 @@ def test_a_newcomer_is_thought_to_be_as_fast_as_its_peers_and_new_where_they_hav
         assert worker.targets[0].forecast is not None
         assert worker.targets[0].forecast.born == float("-inf")
     for worker, speed in zip(peers, (2_000, 6_000, 9_000), strict=False):
-        worker.targets[0].forecast.prompts.speed.tell(speed, 1.0)  # type: ignore[union-attr]
+        worker.targets[0].forecast.prompts.speed.tell(speed, 1.0, 0.0)  # type: ignore[union-attr]
     peers[0].targets[0].processed = 1
     newcomer = Worker("http://w9:1", WorkerInfo(served_model_name="m"))
     load.worker_added(newcomer)
@@ -239,3 +239,24 @@ def test_load_returns_to_zero(ops: list[str], random: object) -> None:
         guard.release()
     assert [load_of(target) for target in targets] == [(0, 0, 0)] * 3
     assert len(load) == 0
+
+
+def test_a_refusal_teaches_no_speed() -> None:
+    """A worker that turns requests away in no time must not look like the fastest of all."""
+    now = 0.0
+    load = ActiveLoad({"m": 1_000.0}, clock=lambda: now)
+    worker = Worker("http://a:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(worker)
+    (target,) = worker.targets
+    assert target.forecast is not None
+    for _ in range(12):
+        guard = load.acquire(target, prefill_tokens=4_000, decode_blocks=1, now=now)
+        now += 0.002
+        guard.first_byte(computed=False)
+        assert load_of(target) == (1, 0, 1)
+        assert target.forecast.prompts.tokens(now) == target.forecast.answers.tokens(now) == 0
+        guard.release(5)
+        assert load_of(target) == (0, 0, 0)
+    assert target.forecast.prompts.speed.observations == 0
+    assert target.forecast.prompts.speed.tokens_per_sec == 1_000.0
+    assert target.forecast.answers.count == 0

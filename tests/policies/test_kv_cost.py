@@ -143,7 +143,7 @@ def test_a_fast_target_may_have_the_longer_queue() -> None:
     fast, slow = stage.add(2)
     for target, speed in ((fast, 4_000), (slow, 1_000)):
         assert target.forecast is not None
-        target.forecast.prompts.speed.tell(speed, 1.0)
+        target.forecast.prompts.speed.tell(speed, 1.0, stage.clock())
     stage.busy(fast, 4_000)
     assert stage.choose(2_000) is fast
     stage.busy(fast, 4_000)

@@ -42,7 +42,7 @@ def test_calm_is_the_mean_of_the_less_busy_half(targets: list[Target]) -> None:
 def test_who_has_not_shown_its_speed_is_thought_to_be_like_the_others(targets: list[Target]) -> None:
     for target, speed in zip(targets, (10_000, 20_000, 20_000), strict=False):
         assert target.forecast is not None
-        target.forecast.prompts.speed.tell(speed, 1.0)
+        target.forecast.prompts.speed.tell(speed, 1.0, 0.0)
     standing = Standing(targets, KvCostConfig(decode_ms_per_1k_tokens=0.0), 0.0)
     assert standing.ms_per_token == [pytest.approx(each) for each in (0.1, 0.05, 0.05, 0.05, 0.05)]
     assert standing.fixed_ms == [pytest.approx(each) for each in (0.0, 5.0, 10.0, 15.0, 20.0)]
@@ -51,5 +51,14 @@ def test_who_has_not_shown_its_speed_is_thought_to_be_like_the_others(targets: l
     ramping = Standing(targets, KvCostConfig(slow_start_secs=40.0), 0.0)
     assert ramping.ms_per_token[4] == pytest.approx(0.2)
     for _ in range(3):
-        targets[4].forecast.prompts.speed.learn(500, 1.0)
+        targets[4].forecast.prompts.speed.learn(500, 1.0, 0.0)
     assert Standing(targets, KvCostConfig(slow_start_secs=0.0), 0.0).ms_per_token[4] == pytest.approx(0.5)
+
+
+def test_a_speed_learned_long_ago_does_not_lock_a_target_out(targets: list[Target]) -> None:
+    for target, (speed, at) in zip(targets, ((2_000, 0.0), (20_000, 300.0), (20_000, 300.0)), strict=False):
+        assert target.forecast is not None
+        target.forecast.prompts.speed.tell(speed, 1.0, at)
+    settings = KvCostConfig(decode_ms_per_1k_tokens=0.0)
+    assert Standing(targets, settings, 4.0).ms_per_token[0] == pytest.approx(0.5)
+    assert Standing(targets, settings, 300.0).ms_per_token[0] == pytest.approx(0.05, rel=0.01)

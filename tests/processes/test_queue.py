@@ -11,6 +11,8 @@ from sgl_router.config import ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import QueueFull, QueueTimeout
 from sgl_router.observability import Outcome
 from sgl_router.policies import DecisionReason
+from sgl_router.processes import lease_side
+from sgl_router.processes.wire import Choose, End, Hello, encode_into
 
 A = "http://a:1"
 
@@ -84,3 +86,52 @@ async def test_those_of_a_process_that_dies_leave_too(rig: Any) -> None:
     await rig.until(routing.idle, "nothing is left")
     second.cancel()
     await asyncio.wait((second,))
+
+
+async def test_who_asks_and_leaves_in_one_breath_leaves_nothing_behind(rig: Any) -> None:
+    routing = await rig.routing(A, config=config())
+    side = await rig.side()
+    first = await side.choose()
+    messages = bytearray()
+    encode_into(Hello(9, 1, {}), messages)
+    encode_into(Choose(1, "m", 160, {}, None, None, [], "", True, 0, None), messages)
+    encode_into(End(1, Outcome.CLIENT_GONE, None), messages)
+    _, writer = await asyncio.open_unix_connection(routing.path)
+    writer.write(bytes(messages))
+    await rig.until(lambda: routing.server.connected == 2, "it has been heard")
+    await rig.until(lambda: waiting(routing) == 0, "it has left")
+    assert [len(one._undecided) for one in routing.server._sides] == [0, 0]
+    first.end(Outcome.COMPLETED)
+    await rig.until(routing.idle, "nothing is left")
+    writer.close()
+
+
+async def test_however_many_wait_the_ends_of_others_are_heard(rig: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(lease_side, "_MAX_UNDECIDED", 4)
+    routing = await rig.routing(A, config=config())
+    side = await rig.side()
+    first = await side.choose()
+    tasks = [asyncio.create_task(side.choose(key=2 + number)) for number in range(6)]
+    await rig.until(lambda: waiting(routing) == 6, "all of them wait")
+    first.end(Outcome.COMPLETED)
+    while tasks:
+        done, _ = await asyncio.wait(tasks, timeout=5.0, return_when=asyncio.FIRST_COMPLETED)
+        assert done, "an end was not heard"
+        for task in done:
+            tasks.remove(task)
+            (await task).end(Outcome.COMPLETED)
+    await rig.until(routing.idle, "nothing is left")
+
+
+async def test_answers_lengths_are_told_across(rig: Any) -> None:
+    routing = await rig.routing(A, config=config())
+    side = await rig.side()
+    lease = await side.choose()
+    lease.first_byte(200)
+    answers = routing.worker(A).targets[0].forecast.answers
+    await rig.until(lambda: answers.count == 1, "it is under way")
+    before = answers.tokens_per_sec
+    await asyncio.sleep(0.25)
+    lease.end(Outcome.COMPLETED, None, 10_000)
+    await rig.until(lambda: answers.tokens_per_sec > before, "its length is known")
+    await rig.until(routing.idle, "nothing is left")

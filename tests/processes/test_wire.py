@@ -35,7 +35,7 @@ UP = [
     Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, [3], "req-1", True, 2, "chat-1"),
     Choose(2, "m", None, {}, None, Unmatched.MEDIA, [], "req-2", False, -1, None),
     FirstByte(1, 200),
-    End(1, Outcome.COMPLETED, 5),
+    End(1, Outcome.COMPLETED, 5, 7),
     End(1, Outcome.CLIENT_GONE, None),
     Declare(1, "http://a:1", "m", 0, 10, 2),
     Counts(b"\0\xff"),
@@ -68,3 +68,10 @@ def test_what_comes_down_arrives(message: Message) -> None:
     buffer = bytearray()
     encode_into(message, buffer)
     assert from_routing.decode(buffer[4:]) == message
+
+
+def test_what_cannot_be_encoded_leaves_nothing_behind() -> None:
+    buffer = bytearray(b"before")
+    with pytest.raises(OverflowError):
+        encode_into(Choose(1, "m", 5, {}, None, None, [], "req-1", True, 10**30, None), buffer)
+    assert buffer == b"before"

@@ -88,16 +88,3 @@ def test_scaled_workloads_share_exactly_the_blocks_they_share(
         assert prompts[a][: shared * BLOCK] == prompts[b][: shared * BLOCK]
         if shared < len(same):
             assert prompts[a][: (shared + 1) * BLOCK] != prompts[b][: (shared + 1) * BLOCK]
-
-
-def test_scaling_keeps_the_number_of_blocks() -> None:
-    rows = [row(tokens, *range(-(-tokens // 512))) for tokens in (1, 511, 512, 513, 1024, 5000)]
-    for before, after in zip(rows, scale_rows(rows, Fraction(1, 16)), strict=True):
-        assert -(-after.input_length // 32) == len(before.hash_ids)
-        assert after.output_length == 1
-    assert scale_rows(rows, Fraction(1)) == rows
-
-
-def test_a_block_the_template_covers_is_refused(vocabulary: Vocabulary) -> None:
-    with pytest.raises(ValueError, match="first blocks could not differ"):
-        PromptMaker(vocabulary, block_tokens=vocabulary.head, seed=0)

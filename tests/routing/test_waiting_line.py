@@ -37,7 +37,7 @@ class Scene:
             worker = Worker(f"http://w{number}:1", WorkerInfo(served_model_name="m", block_size=PAGE))
             self.load.worker_added(worker)
             self.targets += worker.targets
-        self.policy = KvCost(random.Random(1), cost, clock=lambda: self.now)
+        self.policy = KvCost(random.Random(1), cost, clock=lambda: self.now, bound_late=True)
         self.line = WaitingLine(self.policy, QueueConfig(**({"enabled": True, "max_wait_secs": HOUR} | queue)))
         self.names: dict[Waiting, str] = {}
 
@@ -224,6 +224,27 @@ def test_the_index_is_asked_again() -> None:
     two.forecast.prompts.remove(next(iter(two.forecast.prompts._prompts)), 0.0)  # type: ignore[union-attr]
     assert scene.next(known.__getitem__) == ("slow", two)
     assert slow.work_ms == pytest.approx(100.0)
+
+
+def test_a_newcomer_gets_its_one_and_the_others_stay_bound_to_nobody() -> None:
+    """Were it dear for being new, everything that waits would go to the busy ones before the first went to it."""
+    scene = Scene(2, others_weight=0.0)
+    for target in scene.targets:
+        target.processed = 100
+    scene.busy(*scene.targets, tokens=4_000)
+    for number in range(100):
+        scene.enter(str(number), 4_000)
+    assert scene.next() is None
+    worker = Worker("http://new:1", WorkerInfo(served_model_name="m", block_size=PAGE))
+    scene.load.worker_added(worker)
+    scene.targets += worker.targets
+    scene.now = 0.01
+    went = []
+    while (found := scene.next()) is not None:
+        went.append(found[1])
+        scene.busy(found[1], tokens=4_000)
+    assert worker.targets[0] in went
+    assert len(went) <= len(scene.targets)
 
 
 def test_a_session_follows_its_target() -> None:

@@ -6,12 +6,12 @@ import random
 
 import pytest
 
-from sgl_router.config import KvCostConfig, ModelConfig, PolicyName
+from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.policies import CacheAwareZmq, KvCost
 from sgl_router.simulate.brain import Brain, Immediate, Surroundings
-from sgl_router.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names
+from sgl_router.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names, without_bounds
 from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.measure import rows_of
+from sgl_router.simulate.measure import rows_of, summarise
 from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
 from sgl_router.simulate.trace import TraceRow
 from sgl_router.simulate.workload import make_workload
@@ -41,6 +41,19 @@ def test_a_models_settings_are_used_whatever_its_own_policy() -> None:
     assert brain("kv_cost", MODEL).forecasts == {"sim": 123.0}
     assert brain(QUEUED, MODEL).forecasts == {"sim": 123.0}
     assert isinstance(brain("cache_aware_zmq", MODEL).policy, CacheAwareZmq)
+
+
+def test_a_queue_without_bounds_refuses_nobody() -> None:
+    rows = strangers(60, 4_096, per_sec=100.0)
+    short = ModelConfig(id="m", tokenizer_path="t", queue=QueueConfig(max_waiting=3, max_wait_secs=5.0))
+    jobs = jobs_of(rows, page_size=512)
+    fleet = FleetSettings(workers=1)
+    refused = summarise(simulate(QUEUED, jobs, fleet, model=short)).refusals
+    assert set(refused) == {"queue_full"}
+    free = simulate(QUEUED, jobs, fleet, model=without_bounds(short))
+    assert summarise(free).refusals == {}
+    assert max(record.held for record in free.records) > 25
+    assert without_bounds(MODEL).kv_cost == MODEL.kv_cost
 
 
 @pytest.mark.parametrize("name", ["kv_cost+", "queue", "KV_COST", ""])

@@ -42,6 +42,13 @@ def test_a_logarithmic_axis_shows_three_decades_at_most() -> None:
     assert ticks(svg)[-3:] == ["2", "5", "10"]
 
 
+def test_a_logarithmic_axis_does_not_spread_rounding_over_its_width() -> None:
+    noisy = [0.1 + 0.2 + 1e-16 * number for number in range(5)]
+    found = points(draw(Line("one", 0, noisy, [0.0, 0.2, 0.5, 0.7, 1.0]), log_x=True, y_to=1.0))
+    assert {x for x, _ in found[0]} == {550.0}
+    assert points(draw(Line("one", 0, [0.19, 0.2], [0.0, 1.0]), log_x=True))[0][0][0] > 500.0
+
+
 @pytest.mark.parametrize("log_x", [False, True])
 def test_flat_and_empty_data_are_drawn_too(log_x: bool) -> None:
     draw(Line("flat", 0, [0.0, 0.0], [0.0, 0.0]), Line("none", 1, [], []), log_x=log_x)

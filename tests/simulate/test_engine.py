@@ -143,6 +143,28 @@ def test_one_whole_prompt_at_a_time() -> None:
     assert engine.decode_secs == pytest.approx(0.015)
 
 
+def test_of_those_that_come_together_to_an_idle_engine_the_first_starts_alone() -> None:
+    requests = [(1.0, tuple(range(50 * number, 50 * number + 10)), (1,)) for number in range(3)]
+    runs, _, _, _ = skipping(Chains(), requests, cache_tokens=4_000, max_running=8, chunk=1_000)
+    assert [run.started_at for run in runs if run is not None] == pytest.approx([1.0, 1.013, 1.013])
+
+
+def test_what_is_told_is_answered_after_the_next_step_has_begun() -> None:
+    chains, clock = Chains(), SimClock()
+    worker = SimWorker(clock, Engine(TIMING, page_size=PAGE, cache_tokens=400, max_running=8), lambda changes: None)
+    runs: list[Run | None] = []
+
+    def told(run: Run) -> None:
+        if len(runs) == 1:
+            runs.append(worker.submit(chains.job(1, clock.now, tuple(range(50, 60)), (1,)), lambda run: None))
+
+    runs.append(worker.submit(chains.job(0, 0.0, tuple(range(10)), (1, 2, 3)), told))
+    clock.run()
+    first, second = (run for run in runs if run is not None)
+    assert second.arrived_at == first.first_token_at == pytest.approx(0.013)
+    assert second.started_at == pytest.approx(0.013 + 0.0075), "one step of the first's answer is under way"
+
+
 def test_what_can_never_fit_is_refused() -> None:
     runs, engine, _, _ = skipping(Chains(), [(0.0, tuple(range(30)), (1, 2, 3))], cache_tokens=32, max_running=8)
     assert runs == [None]

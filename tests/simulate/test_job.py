@@ -41,6 +41,15 @@ def test_the_next_turn_tells_the_blocks_of_the_answer() -> None:
     assert not set(other.keys[1:]) & {*turn.keys, *again.keys}
 
 
+def test_where_answers_are_not_fed_back_nothing_matches_them() -> None:
+    rows = [row(0, 6, 7, 1, 2), row(2, 14, 1, 1, 4, 5, 6)]
+    first, turn = jobs_of(rows, page_size=PAGE, answers_return=False)
+    fed = jobs_of(rows, page_size=PAGE)
+    assert (first.keys[0], len(first.keys)) == (turn.keys[0], len(fed[0].keys))
+    assert not set(first.keys[1:]) & set(turn.keys)
+    assert turn.keys == fed[1].keys
+
+
 def test_an_answer_reaches_no_further_than_it_is_long() -> None:
     first, turn = jobs_of([row(0, 4, 3, 1), row(1, 14, 1, 1, 4, 5, 6)], page_size=PAGE)
     assert first.keys == turn.keys[:1]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from sgl_router.simulate.job import Job
 from sgl_router.simulate.measure import (
+    hit_rate_by,
     hit_rate_over_time,
     queue_over_time,
     rows_of,
+    shares_by,
     spread,
     summarise,
     ttft_curve,
@@ -53,7 +56,7 @@ def test_a_summary_counts_what_was_served() -> None:
     assert summary.hit_rate == pytest.approx(1_024 / 3_000)
     assert summary.imbalance == 0.5
     assert summary.foreseen == 1.0
-    assert summary.reasons == {"no_match": 3, "too_long": 1}
+    assert (summary.reasons, summary.refusals) == ({"no_match": 3}, {"too_long": 1})
 
 
 def test_the_queue_is_the_mean_number_waiting() -> None:
@@ -71,6 +74,12 @@ def test_hits_over_time_leave_gaps_out() -> None:
 def test_the_curve_ends_with_everybody() -> None:
     times, shares = ttft_curve(outcome(), points=3)
     assert (times.tolist(), shares.tolist()) == ([1.0, 3.0, 5.0], [0.0, 0.5, 1.0])
+
+
+def test_curves_are_of_any_order() -> None:
+    rates = hit_rate_by(np.array([4.0, 0.0, 0.0]), np.array([512.0, 0.0, 512.0]), np.full(3, 1_000.0), points=4)
+    assert [each.tolist() for each in rates] == [[0.5, 3.5], [0.256, 0.512]]
+    assert shares_by(np.array([5.0, 1.0, 3.0]), points=3)[0].tolist() == [1.0, 3.0, 5.0]
 
 
 def test_nothing_served_is_nothing_to_see() -> None:

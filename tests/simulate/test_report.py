@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
+from sgl_router.config import ModelConfig, QueueConfig
 from sgl_router.simulate.report import render_report
 from sgl_router.simulate.simulation import FleetSettings
 from sgl_router.simulate.study import Study, as_json, run_study
@@ -28,10 +29,29 @@ def test_the_table_has_a_row_per_policy_and_bound(study: Study) -> None:
     for rate in ("1x", "2.5x"):
         names = [line.split()[0] for line in text.split(f"rate {rate}")[1].splitlines()[1:8] if line.strip("- ")]
         assert names[:4] == ["random", "cache_aware_zmq", "one_pooled_worker", "floor"]
-    assert "refused" in text  # prompts longer than a cache of 8,192 tokens
+    found = [line for line in text.splitlines() if line.startswith("random refused")]
+    assert len(found) == 2 and found[0].endswith(" too_long")  # prompts longer than a cache of 8,192 tokens
     first = text.split("rate 1x")[1].split("rate 2.5x")[0].splitlines()
     table = [line for line in first if line.startswith(("random ", "cache", "---")) and "refused" not in line]
     assert len({len(line) for line in table}) == 1, "columns do not line up"
+
+
+def test_whoever_refuses_more_is_not_best() -> None:
+    rows = make_workload("unique", requests=120, per_sec=20.0, seed=1)
+    queue = QueueConfig(enabled=True, max_waiting=4)
+    model = ModelConfig(id="m", tokenizer_path="t", queue=queue)
+    policies = ["random", "cache_aware_zmq", "kv_cost+queue"]
+    study = run_study("w", rows, policies, [1.0], FleetSettings(workers=2), seed=1, model=model)
+    *others, refusing = study.rates[0].summaries
+    assert refusing.refused > 20 and refusing.refusals == {"queue_full": refusing.refused}
+    assert refusing.ttft.mean < min(other.ttft.mean for other in others)
+    table = render_report(study).split("<tbody>")[1].split("</tbody>")[0].split("</tr>")
+    shown = {row.split("<td>")[1].split("</td>")[0]: row.count("best") for row in table[:-1]}
+    assert shown["kv_cost+queue"] == 0 < shown["cache_aware_zmq"]
+    assert f"<td>{refusing.refused}</td>" in table[2]
+    text = format_study(study)
+    assert "; settings of model m\n" in text
+    assert f"kv_cost+queue refused {refusing.refused / 120:.1%} of requests: {refusing.refused} queue_full" in text
 
 
 def test_json_has_requests_only_where_asked(study: Study) -> None:

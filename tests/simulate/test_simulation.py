@@ -6,10 +6,12 @@ import random
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
+from sgl_router.config import KvCostConfig, ModelConfig, QueueConfig
 from sgl_router.simulate import catalogue
 from sgl_router.simulate.brain import Brain, Door, Surroundings
-from sgl_router.simulate.catalogue import BASELINES, make_brain, policy_names
+from sgl_router.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names
 from sgl_router.simulate.job import Job, jobs_of
 from sgl_router.simulate.measure import rows_of, summarise
 from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
@@ -121,6 +123,22 @@ def test_two_routers_do_not_see_each_others_load() -> None:
     blind = summarise(run(rows, "min_uncached_half_queue", replace(SMALL, workers=8, routers=8)))
     assert alone.ttft.mean < blind.ttft.mean
     assert alone.imbalance < blind.imbalance
+
+
+def test_the_line_moves_when_a_queue_must_have_drained_not_only_when_something_is_told() -> None:
+    early = ModelConfig(
+        id="m",
+        tokenizer_path="t",
+        kv_cost=KvCostConfig(prefill_tokens_per_sec=1_000.0),
+        queue=QueueConfig(release_below_ms=500.0),
+    )
+    rows = [row(0, 4096, 1, *range(8)), row(0.1, 4096, 1, *range(10, 18))]
+    jobs = jobs_of(rows, page_size=512)
+    _, second = simulate(QUEUED, jobs, replace(SMALL, workers=1), model=early).records
+    assert second.dispatched_at == pytest.approx(3.596)
+    late = structs.replace(early, kv_cost=KvCostConfig(prefill_tokens_per_sec=4_000.0))
+    _, second = simulate(QUEUED, jobs, replace(SMALL, workers=1), model=late).records
+    assert second.dispatched_at == pytest.approx(0.524), "as thought, not as it is"
 
 
 def test_late_binding_holds_what_cannot_start_and_lets_short_work_pass() -> None:

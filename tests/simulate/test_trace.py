@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import pytest
 
-from sgl_router.simulate.trace import TraceError, parse_trace, read_trace
+from sgl_router.simulate.trace import TraceError, TraceRow, parse_trace, read_trace, scale_rows
 
 GOOD = {"timestamp": 7, "input_length": 600, "output_length": 3, "hash_ids": [4, 5]}
 
@@ -61,3 +62,11 @@ def test_an_empty_trace_is_an_error() -> None:
 def test_blocks_may_be_named_without_the_last_partial_one() -> None:
     assert parse_trace(lines({"hash_ids": [4]}), name="t")[0].hash_ids == (4,)
     assert parse_trace(lines({"input_length": 20, "hash_ids": [1, 2]}), name="t", block_tokens=16)
+
+
+def test_scaling_keeps_the_number_of_blocks() -> None:
+    rows = [TraceRow(0.0, tokens, 2, tuple(range(-(-tokens // 512)))) for tokens in (1, 511, 512, 513, 1024, 5000)]
+    for before, after in zip(rows, scale_rows(rows, Fraction(1, 16)), strict=True):
+        assert -(-after.input_length // 32) == len(before.hash_ids)
+        assert after.output_length == 1
+    assert scale_rows(rows, Fraction(1)) == rows

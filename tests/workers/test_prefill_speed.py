@@ -12,7 +12,7 @@ from sgl_router.workers.prefill_speed import PrefillSpeed
 def learned(*speeds: float, initial: float = 8_000.0) -> PrefillSpeed:
     speed = PrefillSpeed(initial)
     for each in speeds:
-        speed.learn(1_000, 1_000 / each)
+        speed.learn(1_000, 1_000 / each, 0.0)
     return speed
 
 
@@ -60,45 +60,57 @@ def test_it_is_always_one_of_the_last_observations(speeds: list[float]) -> None:
 def test_three_observations_or_one_word_of_its_own_show_it() -> None:
     assert [learned(*[9_000.0] * count).shown for count in range(5)] == [False, False, False, True, True]
     speed = PrefillSpeed()
-    speed.tell(10_000, 1.0)
+    speed.tell(10_000, 1.0, 0.0)
     assert speed.shown
 
 
 def test_a_change_of_speed_is_followed() -> None:
     speed = learned(*[10_000.0] * 100)
     for _ in range(30):
-        speed.learn(1_000, 0.2)
+        speed.learn(1_000, 0.2, 0.0)
     assert speed.tokens_per_sec == pytest.approx(5_000.0)
 
 
 @pytest.mark.parametrize(("tokens", "secs"), [(255, 1.0), (1_000, 0.0), (1_000, -1.0), (0, 1.0)])
 def test_what_teaches_nothing(tokens: int, secs: float) -> None:
     speed = PrefillSpeed()
-    speed.learn(tokens, secs)
-    speed.tell(tokens, secs)
+    speed.learn(tokens, secs, 0.0)
+    speed.tell(tokens, secs, 0.0)
     assert (speed.tokens_per_sec, speed.observations, speed.told) == (8_000.0, 0, False)
 
 
 def test_what_the_target_says_itself_counts_alone() -> None:
     speed = learned(1_000.0, 1_000.0)
-    speed.tell(10_000, 0.5)
+    speed.tell(10_000, 0.5, 0.0)
     assert (speed.tokens_per_sec, speed.told) == (20_000.0, True)
-    speed.learn(1_000, 1.0)
+    speed.learn(1_000, 1.0, 0.0)
     assert speed.tokens_per_sec == 20_000.0
-    speed.tell(10_000, 1.0)
+    speed.tell(10_000, 1.0, 0.0)
     assert speed.tokens_per_sec == pytest.approx(17_000.0)
 
 
 def test_short_prompts_make_an_observation_together() -> None:
     speed = PrefillSpeed(8_000.0)
     for _ in range(9 * 4):
-        speed.learn(64, 64 / 500)
+        speed.learn(64, 64 / 500, 0.0)
     assert (speed.observations, speed.tokens_per_sec) == (9, pytest.approx(500.0))
 
 
 def test_short_reports_do_too_and_what_was_seen_is_no_part_of_them() -> None:
     speed = PrefillSpeed(8_000.0)
-    speed.learn(200, 200 / 9_000)
+    speed.learn(200, 200 / 9_000, 0.0)
     for _ in range(3):
-        speed.tell(100, 100 / 500)
+        speed.tell(100, 100 / 500, 0.0)
     assert (speed.told, speed.tokens_per_sec) == (True, pytest.approx(500.0))
+
+
+def test_what_was_learned_long_ago_gives_way_to_what_is_usual() -> None:
+    speed = PrefillSpeed(8_000.0)
+    assert speed.believed(20_000.0, 0.0) == 20_000.0, "nothing has been shown"
+    for _ in range(9):
+        speed.learn(1_000, 0.5, 100.0)
+    assert speed.believed(20_000.0, 100.0) == pytest.approx(2_000.0)
+    assert speed.believed(20_000.0, 130.0) == pytest.approx(11_000.0)
+    assert speed.believed(20_000.0, 1_000.0) == pytest.approx(20_000.0)
+    speed.tell(1_000, 0.5, 1_000.0)
+    assert speed.believed(20_000.0, 1_000.0) == pytest.approx(2_000.0)

@@ -1,4 +1,5 @@
-"""Plain HTTP for tests: one JSON call, or one event stream that can be dropped at any moment. Standard library."""
+"""Plain HTTP for tests: one JSON call, a request whose answer nobody has waited for yet, or one event stream; both can
+be dropped at any moment. Standard library."""
 
 from __future__ import annotations
 
@@ -27,16 +28,58 @@ class Reply:
 
 def call(url: str, body: Any = None, *, headers: Mapping[str, str] | None = None, timeout: float = 60.0) -> Reply:
     """GET, or POST where there is a body (bytes go out as they are). OSError or HTTPException without an answer."""
-    connection, response = _send(url, body, headers, timeout)
-    with contextlib.closing(connection):
-        return Reply(response.status, response.headers, response.read())
+    return Pending(url, body, headers=headers, timeout=timeout).answer()
+
+
+class Pending:
+    """A request that is sent. `drop()` closes the socket at once, as a client that goes away does."""
+
+    def __init__(
+        self, url: str, body: Any = None, *, headers: Mapping[str, str] | None = None, timeout: float = 60.0
+    ) -> None:
+        parts = urllib.parse.urlsplit(url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        try:
+            self._connection.request(
+                "GET" if data is None else "POST",
+                target,
+                body=data,
+                headers={"Content-Type": "application/json", **(headers or {})},
+            )
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def answer(self) -> Reply:
+        """All of it. May be asked for once."""
+        with contextlib.closing(self._connection):
+            response = self.begun()
+            return Reply(response.status, response.headers, response.read())
+
+    def begun(self) -> http.client.HTTPResponse:
+        """The answer's head; its body is still to be read."""
+        try:
+            return self._connection.getresponse()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def drop(self) -> None:
+        with contextlib.suppress(OSError):
+            if self._connection.sock is not None:
+                self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
 
 
 class Stream:
     """An open response, read event by event. `drop()` closes the socket at once, as a client that goes away does."""
 
     def __init__(self, url: str, body: Any, *, headers: Mapping[str, str] | None = None, timeout: float = 60.0) -> None:
-        self._connection, self._response = _send(url, body, headers, timeout)
+        self._pending = Pending(url, body, headers=headers, timeout=timeout)
+        self._response = self._pending.begun()
         self.status = self._response.status
         self.headers = self._response.headers
 
@@ -47,35 +90,11 @@ class Stream:
                 yield line[5:].strip().decode()
 
     def drop(self) -> None:
-        with contextlib.suppress(OSError):
-            if self._connection.sock is not None:
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._pending.drop()
         self._response.close()
-        self._connection.close()
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.drop()
-
-
-def _send(
-    url: str, body: Any, headers: Mapping[str, str] | None, timeout: float
-) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-    parts = urllib.parse.urlsplit(url)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(parts.hostname or "", parts.port, timeout=timeout)
-    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    try:
-        connection.request(
-            "GET" if data is None else "POST",
-            target,
-            body=data,
-            headers={"Content-Type": "application/json", **(headers or {})},
-        )
-        return connection, connection.getresponse()
-    except BaseException:
-        connection.close()
-        raise
