@@ -155,6 +155,7 @@ class QueueConfig(Section, frozen=True, kw_only=True):
     max_waiting: Count = 1_000
     max_wait_secs: Secs = 60.0
     order: QueueOrder = "shortest_work_first"
+    priorities: bool = True
     ageing: Annotated[float, Meta(ge=0, le=1_000)] = 0.1
     release_below_ms: Millis = 20.0
 

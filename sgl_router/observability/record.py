@@ -64,9 +64,10 @@ class RequestRecord:
         self.cached_tokens: int | None = None
         self.attempts = 0
 
-    def decided(self, decision: RouteDecision) -> None:
+    def decided(self, decision: RouteDecision, waited_secs: float = 0.0) -> None:
+        """`waited_secs`: for a worker to have room. It is no part of what deciding took."""
         self.decision = decision
-        self.decided_at = perf_counter()
+        self.decided_at = perf_counter() - waited_secs
         self.attempts += 1
 
     def first_byte(self) -> None:

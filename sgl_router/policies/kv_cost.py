@@ -63,7 +63,7 @@ class KvCost:
 
     def standing(self, candidates: Sequence[Target], now: float) -> Standing:
         """What the candidates are busy with, and how much that makes of others' time. The pressure is how many requests
-        wait for each prompt that is computed: those in the queues of the calm half of the fleet, and those held in the
+        wait for each prompt that is computed: those in the queues of the calm quarter of the fleet, and those held in the
         router."""
         standing = Standing(candidates, self._settings, now)
         level = standing.calm() + self.waiting / max(len(candidates), 1)
@@ -121,16 +121,18 @@ class KvCost:
         pushed = min(max(tokens + used - capacity, 0.0), tokens)
         return pushed * self._settings.eviction_ms_per_1k_tokens / 1000
 
-    def cheapest(self, costs: Costs) -> int:
-        """The position of the least total, among equals of the least loaded. With a temperature: by lot, the cheaper
-        the likelier."""
+    def cheapest(self, costs: Costs, among: Sequence[int] | None = None) -> int:
+        """The position of the least total (`among` some of them), among equals of the least loaded. With a temperature:
+        by lot, the cheaper the likelier."""
         totals, temperature = costs.totals, self._settings.temperature_ms
-        least = min(totals)
+        if among is None:
+            among = range(len(totals))
+        least = min([totals[position] for position in among])
         if temperature:
-            weights = [math.exp((least - total) / temperature) for total in totals]
-            return self._rng.choices(range(len(totals)), weights)[0]
+            weights = [math.exp((least - totals[position]) / temperature) for position in among]
+            return self._rng.choices(among, weights)[0]
         most = least + _EQUAL_MS
-        best = [position for position, total in enumerate(totals) if total <= most]
+        best = [position for position in among if totals[position] <= most]
         if len(best) == 1:
             return best[0]
         candidates = costs.standing.candidates

@@ -255,6 +255,7 @@ class RemoteRouting:
         elif isinstance(message, Held):
             held = self._undecided.get(message.seq)
             if held is not None:  # its own bound ends the wait; this one is for a routing process that hangs
+                held[1].held_at = self.clock()
                 self._undecided[message.seq] = (*held[:2], self.clock() + self._wait_secs.get(held[1].model_id, 0.0))
         elif isinstance(message, Refused):
             asked = self._undecided.pop(message.seq, None)
@@ -287,7 +288,10 @@ class RemoteRouting:
         elif future.done():  # cancelled in this very turn
             self.tell(End(message.seq, Outcome.CLIENT_GONE, None))
         else:
-            future.set_result(self._hold(message.seq, ask.model_id, self._here(worker, message)))
+            lease = self._hold(message.seq, ask.model_id, self._here(worker, message))
+            if ask.held_at is not None:
+                lease.waited_secs = self.clock() - ask.held_at
+            future.set_result(lease)
 
     def _here(self, worker: Worker, message: Chosen) -> LocalLease:
         """This process's own account of a decision, for the load and the breakers that the fallback goes by."""

@@ -22,7 +22,7 @@ class _Owner(Protocol):
 class RemoteLease:
     """See `routing.Lease`. `local` is this process's own account; the routing process hears the same."""
 
-    __slots__ = ("_expired", "_local", "_model_id", "_on_expire", "_owner", "_prefilled", "_seq", "decision")
+    __slots__ = ("_expired", "_local", "_model_id", "_on_expire", "_owner", "_prefilled", "_seq", "decision", "waited_secs")
 
     def __init__(self, owner: _Owner, seq: int, model_id: str, local: LocalLease) -> None:
         self._owner: _Owner | None = owner
@@ -30,6 +30,7 @@ class RemoteLease:
         self._model_id = model_id
         self._local = local
         self.decision = local.decision
+        self.waited_secs = 0.0
         self._prefilled = False
         self._expired = False
         self._on_expire: Callable[[], None] | None = None

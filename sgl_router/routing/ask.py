@@ -19,13 +19,15 @@ class Ask:
 
     `costed`: whoever decides reckons in tokens, and wants to hear how long answers were. `streamed`: the answer's first
     byte will come with its first token. `priority`: higher goes first where requests have to wait. `session`: what the
-    client calls the conversation. `held` is called where the request has to wait.
+    client calls the conversation. `held` is called where the request has to wait; `held_at` is
+    when that was, where another process said so.
     """
 
     __slots__ = (
         "costed",
         "facts",
         "held",
+        "held_at",
         "model_id",
         "namespace",
         "priority",
@@ -59,3 +61,4 @@ class Ask:
         self.session = session
         self.facts: Facts | None = None
         self.held: Callable[[], None] | None = None
+        self.held_at: float | None = None

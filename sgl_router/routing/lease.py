@@ -19,6 +19,8 @@ class Lease(Protocol):
     """A worker's consent to one request, and that request's share of its load. `end` must be called, once or more."""
 
     decision: RouteDecision
+    waited_secs: float
+    """How long the request was held back until a worker had room."""
     on_expire: Callable[[], None] | None
     """Called where the request has outlived `active_load.stale_request_timeout_secs`: it must then end."""
 

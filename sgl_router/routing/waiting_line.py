@@ -16,6 +16,8 @@ __all__ = ["Waiting", "WaitingLine"]
 
 # How many of those first in line are weighed against each other, with what the index says now.
 _WEIGHED = 8
+# A target with more prompts than this is not sent another one from the line.
+_AHEAD = 4
 
 
 class Waiting:
@@ -35,14 +37,15 @@ class WaitingLine:
     """Who goes next, and where to. Pure: time and the index's word come in.
 
     Classes by priority; in a class the least work first, less `ageing` milliseconds for each millisecond waited: a
-    request is passed only by such as come later by no more than what they are shorter, over `ageing`. Who has waited
-    for half of `max_wait_secs` goes before all classes.
+    request is passed only by such as come later by no more than what they are shorter, over `ageing`. Every second
+    turn is that of whoever has waited for half of `max_wait_secs`, whatever the class.
     """
 
     def __init__(self, policy: KvCost, settings: QueueConfig) -> None:
         self._policy = policy
         self._settings = settings
         self._waiting: dict[Waiting, None] = {}  # in order of arrival
+        self._favoured = False  # whether the last to go was one who had waited long
         self._order: SortedKeyList[Waiting, tuple[float, float]] = SortedKeyList(key=_rank)
 
     def __len__(self) -> int:
@@ -55,14 +58,7 @@ class WaitingLine:
     def has_room(self, candidates: Sequence[Target], now: float) -> bool:
         """Whether some target will soon have nothing left to compute."""
         bound = self._settings.release_below_ms / 1000
-        for target in candidates:
-            forecast = target.forecast
-            if forecast is None:
-                return True
-            prompts = forecast.prompts
-            if not len(prompts) or (bound and prompts.tokens(now) <= bound * prompts.speed.tokens_per_sec):
-                return True
-        return False
+        return any(_has_room(target, bound, now) for target in candidates)
 
     def enter(self, item: Waiting, candidates: Sequence[Target], now: float) -> None:
         """Join the line; the caller has seen that it is not `full`."""
@@ -99,6 +95,14 @@ class WaitingLine:
             return None
         standing = self._policy.standing(candidates, now)
         scale = 1.0 + standing.others
+        # A cache may be worth waiting for the busy target that has it; but not in a crowd, or an idle target that
+        # nobody likes would empty the line onto the others.
+        bound = self._settings.release_below_ms / 1000
+        open_to = [
+            position
+            for position, target in enumerate(candidates)
+            if _has_room(target, bound, now) or (target.forecast and len(target.forecast.prompts) <= _AHEAD)
+        ]
         best: tuple[float, Waiting, Costs] | None = None
         for item in self._first(now):
             item.facts = refresh(item)
@@ -106,19 +110,22 @@ class WaitingLine:
             self._order.remove(item)
             self._place(item, costs)
             self._order.add(item)
-            score = min(costs.totals) / scale - self._settings.ageing * (now - item.since) * 1000
+            totals = costs.totals
+            score = min([totals[position] for position in open_to]) / scale - self._settings.ageing * (now - item.since) * 1000
             if best is None or score < best[0]:
                 best = (score, item, costs)
         if best is None:
             return None
         _, item, costs = best
         self.leave(item)
-        return item, self._policy.cheapest(costs), costs
+        return item, self._policy.cheapest(costs, open_to), costs
 
     def _first(self, now: float) -> list[Waiting]:
         """Who may go now: of one class."""
         oldest = next(iter(self._waiting))
-        if now - oldest.since >= self._settings.max_wait_secs / 2:
+        late = now - oldest.since >= self._settings.max_wait_secs / 2
+        self._favoured = late and not self._favoured
+        if self._favoured:
             return [oldest]
         if self._settings.order == "fcfs":
             return [self._order[0]]
@@ -131,6 +138,15 @@ class WaitingLine:
         if self._settings.order == "shortest_work_first":
             when = item.work_ms + self._settings.ageing * when
         item.rank = (-item.priority, when)
+
+
+def _has_room(target: Target, bound_secs: float, now: float) -> bool:
+    if target.forecast is None:
+        return True
+    prompts = target.forecast.prompts
+    return not len(prompts) or (
+        bound_secs > 0 and prompts.tokens(now) <= bound_secs * prompts.speed.tokens_per_sec
+    )
 
 
 def _rank(item: Waiting) -> tuple[float, float]:

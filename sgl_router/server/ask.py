@@ -45,7 +45,7 @@ async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers:
     if model.config.policy is PolicyName.KV_COST:
         ask.costed = True
         ask.streamed = "stream" in chat and chat["stream"] is True
-        if model.config.queue.enabled:
+        if model.config.queue.enabled and model.config.queue.priorities:
             ask.priority = _priority(chat, headers)
         if model.config.kv_cost.session_bonus_ms:
             ask.session = _header(headers, model.session_header)

@@ -110,7 +110,7 @@ async def _dispatch(
         lease = await services.routing.choose(ask, tried)
         if lease is None:
             break
-        record.decided(lease.decision)
+        record.decided(lease.decision, lease.waited_secs)
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
         try:
             await _send(services, inbound, out, record, relayed, ask, lease)

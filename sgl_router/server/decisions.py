@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_DECISIONS", "decisions_view", "explain_view"]
 
-MAX_DECISIONS = 10_000
+MAX_DECISIONS = 1_000
 # One reading for all, so that an entry has the same time whenever it is shown.
 _MONOTONIC_ZERO = time.time() - time.monotonic()
 _DEFAULT_LIMIT = 100

@@ -73,6 +73,8 @@ async def test_the_least_work_goes_first_and_a_class_before_that(queued) -> None
     entries = (await fleet.get("/internal/decisions")).json["decisions"]
     assert [entry["request_id"] for entry in reversed(entries)] == ["one", "system", "urgent", "short", "long", "bulk"]
     assert [entry["waited_ms"] > 0 for entry in reversed(entries)] == [False] + [True] * 5
+    decision_secs = fleet.services.metrics.decision_time.labels("mock-model").total
+    assert decision_secs < sum(entry["waited_ms"] for entry in entries) / 1e3, "waiting is no part of deciding"
 
 
 async def test_a_full_queue_says_when_to_come_again(queued) -> None:

@@ -29,13 +29,13 @@ def test_every_candidate_has_an_entry(targets: list[Target]) -> None:
     assert standing.positions[targets[3]] == 3
 
 
-def test_calm_is_the_mean_of_the_less_busy_half(targets: list[Target]) -> None:
+def test_calm_is_the_mean_of_the_least_busy_quarter(targets: list[Target]) -> None:
     settings = KvCostConfig()
-    assert Standing(targets, settings, 0.0).calm() == 1.0
-    assert Standing(targets[3:], settings, 0.0).calm() == 3.0
+    assert Standing(targets, settings, 0.0).calm() == 0.5  # two of five: 0 and 1
+    assert Standing(targets[1:], settings, 0.0).calm() == 1.0  # one of four
     assert Standing([], settings, 0.0).calm() == 0.0
     targets[0].forecast = None
-    assert Standing(targets, settings, 0.0).calm() == 1.5
+    assert Standing(targets, settings, 0.0).calm() == 1.0
     assert Standing(targets[:1], settings, 0.0).calm() == 0.0
 
 

@@ -204,6 +204,29 @@ def test_who_has_waited_for_half_of_the_bound_goes_before_all_classes(order: str
     assert scene.order() == "c"
 
 
+def test_classes_keep_every_second_turn_from_those_who_have_waited_long() -> None:
+    scene = Scene(1, max_wait_secs=60.0)
+    for name in "ace":
+        scene.enter(name, 50_000, priority=-1)
+    scene.now = 31.0
+    for name in "bd":
+        scene.enter(name, 100, priority=1)
+    assert [scene.next()[0] for _ in range(5)] == list("abcde")
+
+
+def test_an_idle_target_that_nobody_likes_does_not_empty_the_line_onto_the_others() -> None:
+    scene = Scene(2, others_weight=0.0)
+    good, bad = scene.targets
+    for number in range(20):
+        scene.enter(f"r{number}", 40_000, {good: 39_200 // PAGE})
+    scene.busy(good, tokens=100)
+    went = []
+    while (found := scene.next()) is not None:
+        went.append(found[1])
+        scene.busy(found[1], tokens=800 if found[1] is good else 40_000)
+    assert [went.count(target) for target in (good, bad)] == [4, 1]
+
+
 def test_the_best_pair_goes_not_the_first() -> None:
     """Of two equal prompts the one whose prefix lies on a target that is free, not the one whose owner is busy."""
     scene = Scene(2, others_weight=0.0)
