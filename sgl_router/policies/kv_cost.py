@@ -63,8 +63,8 @@ class KvCost:
 
     def standing(self, candidates: Sequence[Target], now: float) -> Standing:
         """What the candidates are busy with, and how much that makes of others' time. The pressure is how many requests
-        wait for each prompt that is computed: those in the queues of the calm quarter of the fleet, and those held in the
-        router."""
+        wait for each prompt that is computed: those in the queues of the calm quarter of the fleet, and those held in
+        the router."""
         standing = Standing(candidates, self._settings, now)
         level = standing.calm() + self.waiting / max(len(candidates), 1)
         standing.others = self._pressure.observe(level, now) * self._settings.others_weight

@@ -22,7 +22,17 @@ class _Owner(Protocol):
 class RemoteLease:
     """See `routing.Lease`. `local` is this process's own account; the routing process hears the same."""
 
-    __slots__ = ("_expired", "_local", "_model_id", "_on_expire", "_owner", "_prefilled", "_seq", "decision", "waited_secs")
+    __slots__ = (
+        "_expired",
+        "_local",
+        "_model_id",
+        "_on_expire",
+        "_owner",
+        "_prefilled",
+        "_seq",
+        "decision",
+        "waited_secs",
+    )
 
     def __init__(self, owner: _Owner, seq: int, model_id: str, local: LocalLease) -> None:
         self._owner: _Owner | None = owner

@@ -19,8 +19,8 @@ class Ask:
 
     `costed`: whoever decides reckons in tokens, and wants to hear how long answers were. `streamed`: the answer's first
     byte will come with its first token. `priority`: higher goes first where requests have to wait. `session`: what the
-    client calls the conversation. `held` is called where the request has to wait; `held_at` is
-    when that was, where another process said so.
+    client calls the conversation. `held` is called where the request has to wait; `held_at` is when that was, where
+    another process said so.
     """
 
     __slots__ = (

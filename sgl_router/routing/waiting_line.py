@@ -111,7 +111,8 @@ class WaitingLine:
             self._place(item, costs)
             self._order.add(item)
             totals = costs.totals
-            score = min([totals[position] for position in open_to]) / scale - self._settings.ageing * (now - item.since) * 1000
+            least = min([totals[position] for position in open_to]) / scale
+            score = least - self._settings.ageing * (now - item.since) * 1000
             if best is None or score < best[0]:
                 best = (score, item, costs)
         if best is None:
