@@ -202,7 +202,7 @@ def _launch_config(value: Any, notes: list[str]) -> dict[str, Any]:
         return {}
     try:
         config = msgspec.json.decode(value)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         config = None
     if not isinstance(config, dict):
         notes.append("kv_events_config is not a JSON object: ignored")
@@ -261,7 +261,7 @@ def _fingerprint(raw: _Body) -> str | None:
 def _decode(body: bytes, shape: type[Any], path: str) -> Any:
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise IntrospectionError(
             WorkerFault.MALFORMED, f"{path} answered something other than a worker's JSON"
         ) from None
