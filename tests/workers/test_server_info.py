@@ -297,7 +297,10 @@ def test_values_out_of_range_are_named(fields: dict[str, Any], words: str) -> No
     assert words in str(caught.value) and len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b"null", b"7", b'"x"', b"\xff\xfe", b'{"a":', b'{"model_path":"\x80"}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"<html>", b"[]", b"null", b"7", b'"x"', b"\xff\xfe", b'{"a":', b'{"model_path":"\x80"}', b"[" * 100_000],
+)
 def test_other_bodies_are_malformed(body: bytes) -> None:
     with pytest.raises(IntrospectionError) as caught:
         parse_server_info(body, URL)
