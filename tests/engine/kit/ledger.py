@@ -14,7 +14,8 @@ _POLL_MS = 50
 
 
 class Ledger:
-    """What each dp rank of one worker holds on the device, as announced. Exact from the first clear it sees.
+    """What each dp rank of one worker holds on the device, as announced. Exact from a clear on, until a frame is lost:
+    a publisher drops what its subscribers are too slow for, and one that starts anew may speak before they are back.
 
     A thread owns the sockets; everything read from outside is replaced or counted under one lock.
     """
@@ -24,6 +25,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._held: list[set[int]] = [set() for _ in endpoints]
         self._next_seq: list[int | None] = [None] * len(endpoints)
+        self._exact = [False] * len(endpoints)
         self._frames = self._events = self._removed = self._gaps = 0
         self._closing = threading.Event()
         self._context = zmq.Context()
@@ -42,6 +44,11 @@ class Ledger:
         """Blocks on the device, per rank."""
         with self._lock:
             return [len(held) for held in self._held]
+
+    def exact(self) -> list[bool]:
+        """Per rank, whether nothing was lost since it was last known to be empty."""
+        with self._lock:
+            return list(self._exact)
 
     @property
     def frames(self) -> int:
@@ -90,6 +97,8 @@ class Ledger:
         # A number below the expected one is a worker that started anew, whose cache is empty.
         if expected is not None and seq < expected:
             self._held[rank].clear()
+        if seq != expected:
+            self._exact[rank] = seq == 0
         self._gaps += expected is not None and seq > expected
         self._next_seq[rank] = seq + 1
         self._frames += 1
@@ -100,6 +109,7 @@ class Ledger:
             kind, hashes, medium = _fields(event)
             if kind == "AllBlocksCleared":
                 held.clear()
+                self._exact[rank] = True
             elif medium not in (None, "GPU"):
                 continue
             elif kind == "BlockStored":

@@ -145,8 +145,18 @@ class Fleet:
         for worker in self.workers:
             until(lambda w=worker: w.unfinished() == 0, f"{worker.url} idle", timeout=30)
 
+    def _agreed(self, worker: WorkerClient, view: WorkerView, index: list[int], announced: list[int]) -> bool:
+        ledger = self.ledger(worker)
+        ranks = zip(view.streams(), ledger.next_seq(), ledger.exact(), index, announced, strict=True)
+        return all(
+            held == told if exact else stream.next_seq == seq for stream, seq, exact, held, told in ranks
+        )
+
     def settle(self, quiet: float = 0.2) -> None:
-        """Return once the index and the ledgers agree on every rank and nothing has moved for `quiet` seconds."""
+        """Return once the index and the ledgers agree on every rank and nothing has moved for `quiet` seconds.
+
+        A ledger that has lost a frame is only asked how far the worker has published.
+        """
         self.await_idle()
         deadline = time.monotonic() + 15.0
         last: object = None
@@ -157,9 +167,10 @@ class Fleet:
             announced = {w.url: self.ledger(w).blocks() for w in self.workers}
             now = time.monotonic()
             state = (index, announced, [self.ledger(w).frames for w in self.workers])
+            agreed = all(self._agreed(w, views[w.url], index[w.url], announced[w.url]) for w in self.workers)
             if state != last:
                 last, since = state, now
-            elif index == announced and now - since >= quiet:
+            elif agreed and now - since >= quiet:
                 return
             assert now < deadline, f"the index holds {index}, the workers have announced {announced}"
             time.sleep(0.03)
