@@ -148,12 +148,18 @@ def test_load_that_others_bring_is_seen(costed: Fleet) -> None:
             for number in range(16):
                 messages = costed.prompts.user(("elsewhere", worker.url, number), 250)
                 kept.append(Pending(url, {**body, "messages": messages}, headers=worker.headers()))
-            until(lambda w=worker: _backlog(costed, w), "its backlog", every=0.02)
-            routed = costed.ask(costed.prompts.user(("beside", worker.url), 100), max_tokens=1)
-            (entry,) = _decisions(costed, 1)
-            queued = {cost["worker"]: cost["queue_ms"] for cost in entry["costs"]}
-            assert queued[costed.view(worker).id] > 0, entry
-            assert routed.worker is costed.other(worker), str(routed)
+            seen = False
+            for attempt in range(20):  # between two reports the backlog is taken to drain: it may be gone by the time
+                until(lambda w=worker: _backlog(costed, w), "its backlog", every=0.02)
+                routed = costed.ask(costed.prompts.user(("beside", worker.url, attempt), 100), max_tokens=1)
+                (entry,) = _decisions(costed, 1)
+                queued = {cost["worker"]: cost["queue_ms"] for cost in entry["costs"]}
+                if queued[costed.view(worker).id] > 0:
+                    seen = True
+                    least = min(entry["costs"], key=lambda cost: cost["total_ms"])
+                    assert entry["worker"] == least["worker"] == costed.view(routed.worker).id, str(routed)
+                    break
+            assert seen, "no decision met the backlog"
         finally:
             for one in kept:
                 one.drop()
