@@ -112,7 +112,7 @@ class ObservabilityConfig(Section, frozen=True, kw_only=True):
 
     log_level: LogLevel = "info"
     log_format: LogFormat = "text"
-    decisions_kept: Annotated[int, Meta(ge=0, le=10_000)] = 1_000
+    decisions_kept: Annotated[int, Meta(ge=0, le=1_000)] = 1_000
     decision_cost_sample: Ratio = 0.01
 
 

@@ -116,8 +116,6 @@ class KvCost:
             return 0.0
         tokens = max(prompt - (prefix.expected_tokens if prefix is not None else 0), 0)
         used = max(self._held_tokens(target), standing.resident[position])
-        if target.forecast is not None:
-            used = max(used, target.forecast.used_tokens(standing.now))
         pushed = min(max(tokens + used - capacity, 0.0), tokens)
         return pushed * self._settings.eviction_ms_per_1k_tokens / 1000
 

@@ -26,7 +26,6 @@ class Standing:
         "fixed_ms",
         "lengths",
         "ms_per_token",
-        "now",
         "others",
         "queued",
         "resident",
@@ -34,7 +33,6 @@ class Standing:
 
     def __init__(self, candidates: Sequence[Target], settings: KvCostConfig, now: float) -> None:
         self.candidates = candidates
-        self.now = now
         self.others = 0.0
         """What others lose with each millisecond of work, in milliseconds."""
         self._positions: dict[Target, int] | None = None

@@ -18,7 +18,7 @@ class DecisionLog:
 
     def __init__(self, keep: int, sample: float) -> None:
         self._leases: deque[LocalLease] = deque(maxlen=keep)
-        self._sample = sample
+        self._sample = sample if keep else 0.0
         self._credit = 0.0
         self.add = self._leases.append
         """Keep one more, and forget the oldest where there are too many."""

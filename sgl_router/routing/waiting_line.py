@@ -91,17 +91,20 @@ class WaitingLine:
         """Take the best pair of a request and a target out of the line, if a target has room: the request, its target's
         position among the candidates, its costs at all of them. `refresh` says what the index knows of a request now.
         """
-        if not self._waiting or not candidates or not self.has_room(candidates, now):
+        if not self._waiting:
+            return None
+        bound = self._settings.release_below_ms / 1000
+        room = [_has_room(target, bound, now) for target in candidates]
+        if not any(room):
             return None
         standing = self._policy.standing(candidates, now)
         scale = 1.0 + standing.others
         # A cache may be worth waiting for the busy target that has it; but not in a crowd, or an idle target that
         # nobody likes would empty the line onto the others.
-        bound = self._settings.release_below_ms / 1000
         open_to = [
             position
             for position, target in enumerate(candidates)
-            if _has_room(target, bound, now) or (target.forecast and len(target.forecast.prompts) <= _AHEAD)
+            if room[position] or (target.forecast and len(target.forecast.prompts) <= _AHEAD)
         ]
         best: tuple[float, Waiting, Costs] | None = None
         for item in self._first(now):
