@@ -120,7 +120,8 @@ def check(parts: list[bytes]) -> None:
         return
     for name in report.__struct_fields__ if report is not None else ():
         value = getattr(report, name)
-        assert value is None or (type(value) is int and value >= 0)
+        kind = float if name == "prefill_busy_secs" else int
+        assert value is None or (type(value) is kind and value >= 0)
 
 
 @given(records)
