@@ -22,16 +22,16 @@ _SWEEP_SECS = 0.1
 
 
 class Expectation:
-    """One dispatched prompt's blocks on one slot, `keys` front to back."""
+    """One dispatched prompt's blocks on one slot, `keys` front to back, from the prompt's block `first` on."""
 
-    __slots__ = ("_book", "_tree", "keys", "slot")
+    __slots__ = ("_book", "_marks", "_tree", "keys", "slot")
 
-    def __init__(self, book: Expectations, tree: BlockTree, slot: int, keys: Sequence[int]) -> None:
+    def __init__(self, book: Expectations, tree: BlockTree, slot: int, keys: Sequence[int], first: int) -> None:
         self._book: Expectations | None = book
         self._tree = tree
         self.slot = slot
         self.keys = keys
-        tree.expect(slot, keys)
+        self._marks = tree.expect(slot, keys, first)
 
     @property
     def over(self) -> bool:
@@ -47,9 +47,9 @@ class Expectation:
         book, self._book = self._book, None
         if book is None:
             return
-        self._tree.unexpect(self.slot, self.keys)
+        self._tree.unexpect(self.slot, self._marks)
         book.forget(self)
-        self.keys = ()
+        self.keys = self._marks = ()
 
 
 class Expectations:
@@ -65,8 +65,8 @@ class Expectations:
         self._timer: asyncio.TimerHandle | None = None
         tree.stored = self._stored
 
-    def make(self, slot: int, keys: Sequence[int]) -> Expectation:
-        made = Expectation(self, self._tree, slot, keys)
+    def make(self, slot: int, keys: Sequence[int], first: int) -> Expectation:
+        made = Expectation(self, self._tree, slot, keys, first)
         self._by_slot.setdefault(slot, {})[made] = None
         self._tree.awaited.setdefault(keys[-1], []).append(made)
         self._first.append((time.monotonic() + self._ttl_secs, made))

@@ -6,7 +6,19 @@ import sys
 from collections.abc import Sequence
 from itertools import repeat
 
-__all__ = ["ExpectedBlocks"]
+__all__ = ["STRIDE", "ExpectedBlocks", "landmarks"]
+
+STRIDE = 8
+"""Every so many blocks of a prompt one is marked for all of them; a power of two."""
+
+
+def landmarks(keys: Sequence[int], first: int) -> Sequence[int]:
+    """The keys, of a prompt's blocks from number `first` on, that stand for all of them: where a stride of the prompt
+    ends, and the first and the last few. A key contains its prefix, so that a marked block tells of those before it."""
+    if len(keys) <= 3 * STRIDE:
+        return keys
+    begin = (-first - 1) % STRIDE + STRIDE
+    return [*keys[:STRIDE], *keys[begin:-STRIDE:STRIDE], *keys[-STRIDE:]]
 
 
 class ExpectedBlocks:

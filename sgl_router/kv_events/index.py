@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -23,14 +23,16 @@ from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .matched import MATCHED_STATES, Matched, MatchGroup, PromptMatch
 from .prompt_keys import PromptKeys
 from .pump import EventPump, Feed
+from .quiet import QuietCheck, Watched
 from .repair import Repairer, RepairOutcome
 from .replay import ReplayEnd, replay
+from .status import IndexTotals, RankStatus
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .subscriber import Subscriber, make_context
 from .tree import BlockTree
 from .walk import depth_of
 from .warm import WarmStart
-from .wire import DecodeFailure, Frame, Tier, WireError
+from .wire import Frame, Tier, WireError
 
 if TYPE_CHECKING:
     from sgl_router.prompt import TokenIds
@@ -57,38 +59,6 @@ _FORGIVEN_SECS = 3_600.0
 _MAX_EXPECTED_BLOCKS = 8_192
 
 
-@dataclass(frozen=True)
-class RankStatus:
-    """One stream, for people and dashboards. `blocks` by tier name."""
-
-    dp_rank: int
-    endpoint: str
-    connected: bool
-    state: StreamState
-    complete: bool
-    untrusted_for: Untrust | None
-    next_seq: int | None
-    page_size: int
-    bigram: bool
-    blocks: dict[str, int]
-    expected_blocks: int
-    lag_secs: float
-    agreement: Agreement
-    stream: EventStream
-
-
-@dataclass
-class IndexTotals:
-    """Faults of all streams since the start; they outlive the workers they came from."""
-
-    gaps: int = 0
-    missing: int = 0
-    restarts: int = 0
-    resyncs: int = 0
-    repairs: dict[RepairOutcome, int] = field(default_factory=dict)
-    failures: dict[DecodeFailure, int] = field(default_factory=dict)
-
-
 class _Rank:
     """A target's stream, its socket, the feed that joins them, and what repairs the stream where it can be."""
 
@@ -98,6 +68,7 @@ class _Rank:
         self.subscriber: Subscriber | None = None
         self.feed: Feed | None = None
         self.repairer: Repairer | None = None
+        self.quiet: Watched | None = None
         self.resync: asyncio.TimerHandle | None = None
         self.resyncs = 0
         self.resynced_at = 0.0
@@ -109,6 +80,8 @@ class _Rank:
     def close(self) -> None:
         if self.resync is not None:
             self.resync.cancel()
+        if self.quiet is not None:
+            self.quiet.close()
         if self.repairer is not None:
             self.repairer.close()
         if self.subscriber is not None:
@@ -127,6 +100,7 @@ class KvIndex:
         turn_budget_secs: float = 0.002,
         replay_idle_secs: float = 2.0,
         resync_secs: float = 30.0,
+        quiet_check_secs: float = 2.0,
         expect_ttl_secs: float = 10.0,
         max_blocks: int = 40_000_000,
         wall_clock: Callable[[], float] = time.time,
@@ -154,6 +128,7 @@ class KvIndex:
             on_batch=self._on_batch,
         )
         self.warm = WarmStart(self.pump)
+        self.quiet = QuietCheck(quiet_check_secs)
         self.copying = asyncio.Lock()
         """Held while a rank is copied for a snapshot: one at a time."""
         self.bound = MemoryBound(max_blocks, self._by_stream.keys)
@@ -253,12 +228,11 @@ class KvIndex:
         feed = rank.feed = Feed(rank.subscriber, rank.stream)
         endpoint = source.replay_endpoint(rank.target.dp_rank)
         if endpoint is not None:
+            fetch = partial(self._replay, endpoint)
             rank.repairer = Repairer(
-                feed,
-                self.pump,
-                lambda start: self._replay(endpoint, start),
-                finished=lambda outcome: self._repaired(rank, outcome),
+                feed, self.pump, fetch, finished=lambda outcome: self._repaired(rank, outcome)
             )
+            rank.quiet = self.quiet.follow(rank.target, feed, rank.repairer, fetch)
             feed.repair = lambda outcome: rank.repairer.start() if rank.repairer is not None else None
             # What the worker published before we came is replayed first, as soon as the live socket is connected:
             # nothing can then fall between the two.
@@ -291,6 +265,8 @@ class KvIndex:
 
     def _repaired(self, rank: _Rank, outcome: RepairOutcome) -> None:
         self.totals.repairs[outcome] = self.totals.repairs.get(outcome, 0) + 1
+        if rank.quiet is not None:
+            rank.quiet.repaired(outcome)
         stream = rank.stream
         say = log.warning if outcome is RepairOutcome.FAILED else log.info
         say(
@@ -311,6 +287,8 @@ class KvIndex:
             self._expectations.give_up(rank.slot)  # their bits must not meet the next owner of the slot
             rank.slot = stream.slot
         self._dirty.add(rank.target.worker.model_id)
+        if rank.quiet is not None:
+            rank.quiet.stirred()
         if stream.state is StreamState.UNTRUSTED and rank.resync is None:
             # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
             now = asyncio.get_running_loop().time()
@@ -520,7 +498,7 @@ class KvIndex:
             keys = memo.computed[held : held + _MAX_EXPECTED_BLOCKS]
         if not keys or (not held and self.tree.holds(slot, keys[-1])):
             return None
-        return self._expectations.make(slot, keys.tolist())
+        return self._expectations.make(slot, keys, held)
 
     def held_tokens(self, target: Target) -> int:
         """Tokens that a target has cached on its device, as its events say; 0 where it publishes none."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sortedcontainers import SortedList
 
-from .expected import ExpectedBlocks
+from .expected import ExpectedBlocks, landmarks
 from .table import HolderTable, as_keys
 from .walk import Depths, PrefixWalk, short_walk
 from .wire import EngineHash, Tier
@@ -86,18 +86,21 @@ class BlockTree:
         """Forget holdings of distinct keys. Returns how many there were."""
         return self._held.discard_many(_KINDS[tier], slot, keys)
 
-    def expect(self, slot: int, keys: Sequence[int]) -> None:
-        """One more request will make `slot` hold the keys, which are distinct: `unexpect` the same ones once."""
-        self._expected.add(slot, keys)
+    def expect(self, slot: int, keys: Sequence[int], first: int = 0) -> Sequence[int]:
+        """One more request will make `slot` hold the keys of a prompt's blocks from number `first` on. Returns what to
+        `unexpect` once."""
+        marks = landmarks(keys, first)
+        self._expected.add(slot, marks)
+        return marks
 
-    def unexpect(self, slot: int, keys: Sequence[int]) -> None:
+    def unexpect(self, slot: int, marks: Sequence[int]) -> None:
         """Take back what one `expect` marked; what another request expects too stays marked."""
-        self._expected.take(slot, keys)
+        self._expected.take(slot, marks)
 
     @property
-    def expects(self) -> int:
-        """Blocks that some slot is expected to hold."""
-        return len(self._expected.masks)
+    def expects(self) -> bool:
+        """Whether some slot is expected to hold something."""
+        return bool(self._expected.masks)
 
     def holds(self, slot: int, key: int, tier: Tier | None = None) -> bool:
         """Whether the slot holds the key in `tier`, or in any."""

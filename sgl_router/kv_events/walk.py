@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from .expected import STRIDE
 from .lookup import Lookup, Seen, ShortLookup
 from .table import WORD_BITS, HolderTable, Words, as_keys
 from .table_space import Rows
@@ -17,6 +19,7 @@ Levels = dict[int, int]
 """`levels[depth]`: the slots, as bits, whose leading blocks end there. Depth 0 is left out, and no slot is in two."""
 
 _WORD_MASK = (1 << WORD_BITS) - 1
+_IN_STRIDE = STRIDE - 1
 _BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
 # Kinds of holding, from the quickest tier to the slowest: on the device, on the device or the host, anywhere.
 _DEVICE = (0,)
@@ -79,8 +82,10 @@ def short_walk(held: HolderTable, expected: dict[int, int], slots: int, keys: Se
     for at, mask in enumerate(masks):
         if slots & mask != slots:
             lost = slots & ~mask
-            if expected and expected.get(keys[at], 0) & lost:
-                return None
+            if expected:
+                for key in keys[at : (at | _IN_STRIDE) + 1]:
+                    if expected.get(key, 0) & lost:
+                        return None
             if at:
                 levels[at] = lost
             slots &= mask
@@ -93,20 +98,33 @@ def short_walk(held: HolderTable, expected: dict[int, int], slots: int, keys: Se
 
 class _Lane:
     """One word of slots on its walk. `alive[view]`: slots whose run of blocks seen in that view goes on, each a subset
-    of the next. `soon`: others, whose run goes on if what is expected counts."""
+    of the next. `soon`: others, whose run goes on if what is expected counts, and from which block on that is to be
+    seen."""
 
     __slots__ = ("alive", "soon", "word")
 
     def __init__(self, word: int, slots: int, views: int) -> None:
         self.word = word
         self.alive = [slots] * views
-        self.soon = 0
+        self.soon: list[tuple[int, int]] = []
 
 
 class PrefixWalk:
     """Feed a prompt's keys in order, in as many pieces as wanted, then `finish`; others may write between pieces."""
 
-    __slots__ = ("_expected", "_found", "_held", "_lanes", "_learns", "_rows", "_soon", "_space", "_views", "_walked")
+    __slots__ = (
+        "_expected",
+        "_found",
+        "_held",
+        "_lanes",
+        "_learns",
+        "_recent",
+        "_rows",
+        "_soon",
+        "_space",
+        "_views",
+        "_walked",
+    )
 
     def __init__(self, held: HolderTable, expected: dict[int, int], slots: int, *, learn: bool = False) -> None:
         self._held = held
@@ -123,6 +141,7 @@ class PrefixWalk:
         self._views = views
         self._found: list[Levels] = [{} for _ in views]
         self._soon: Levels | None = {} if expected else None
+        self._recent: Sequence[int] = ()  # at least what has been fed of the stride that `_walked` is in
         count = len(views)
         if slots <= _WORD_MASK:
             self._lanes = [_Lane(0, slots, count)] if slots else []
@@ -138,24 +157,23 @@ class PrefixWalk:
         lanes, count = self._lanes, len(keys)
         if not lanes or not count:
             return bool(lanes)
-        carried = [(lane, lane.soon, 0, False) for lane in lanes if lane.soon]
         held = self._held
         found: Lookup | ShortLookup | None = held.lookup_at(seen, as_keys(keys)) if seen is not None else None
-        ended = self._feed(count, found or held.short_lookup(keys) or held.lookup(as_keys(keys)))
-        if carried or (ended and self._soon is not None):
-            plain = keys.tolist() if isinstance(keys, np.ndarray) else keys
-            for lane, _, _, _ in carried:
-                lane.soon = 0
-            for lane, slots, start, unheld in carried + ended:
-                lane.soon |= self._follow(lane.word, slots, plain, start, unheld)
+        self._feed(count, found or held.short_lookup(keys) or held.lookup(as_keys(keys)))
+        if self._soon is not None:
+            fed, first = _joined(self._recent, keys), self._walked - len(self._recent)
+            for lane in lanes:
+                if lane.soon:
+                    lane.soon = self._follow(lane.word, lane.soon, fed, first)
+            self._recent = fed[len(fed) - (self._walked + count) % STRIDE :]
         self._walked += count
         self._lanes = lanes = [lane for lane in lanes if lane.alive[-1] or lane.soon]
         return bool(lanes)
 
-    def _feed(self, count: int, found: Lookup | ShortLookup) -> _Ended:
+    def _feed(self, count: int, found: Lookup | ShortLookup) -> None:
         if self._learns and self._space:
             self._learned(found.rows, count)
-        walked, ended, last = self._walked, [], len(self._views) - 1
+        walked, last = self._walked, len(self._views) - 1
         for lane in self._lanes:
             alive, word = lane.alive, lane.word
             if not alive[-1]:
@@ -169,9 +187,8 @@ class PrefixWalk:
                 for slots, at in _narrowed(alive[view], masks, count) if alive[view] else ():
                     _settle(self._found[view], slots, word, walked + at)
                     alive[view] ^= slots
-                    if view == last:
-                        ended.append((lane, slots, at, True))
-        return ended
+                    if view == last and self._soon is not None:
+                        lane.soon.append((slots, walked + at))
 
     def _learned(self, rows: Rows, asked: int) -> None:
         self._rows.append(rows)
@@ -184,21 +201,35 @@ class PrefixWalk:
             return None
         return Seen(self._space, self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows))
 
-    def _follow(self, word: int, slots: int, keys: Sequence[int], start: int, unheld: bool) -> int:
-        """Walk slots on that do not hold what is before `keys[start]`, by what they hold or are expected to. Returns
-        those that come to the end. `unheld`: none of them holds the first of these keys."""
-        expected, shift, walked = self._expected, word * WORD_BITS, self._walked
-        for at in range(start, len(keys)):
-            going = slots & (expected.get(keys[at], 0) >> shift)
-            if going != slots and not (unheld and at == start):
-                going |= slots & self._held.mask(self._views[-1], word, keys[at])
-            if going != slots:
-                assert self._soon is not None
-                _settle(self._soon, slots & ~going, word, walked + at)
-                slots = going
-                if not slots:
-                    break
-        return slots
+    def _follow(
+        self, word: int, runs: list[tuple[int, int]], keys: Sequence[int], first: int
+    ) -> list[tuple[int, int]]:
+        """Take runs on from where they are (slots, block) by what is expected of these slots, as far as the strides
+        are whole. `keys` are those of the blocks from number `first` on. Returns what is not at its end."""
+        expected, shift, stop, going = self._expected, word * WORD_BITS, first + len(keys), []
+        for slots, at in runs:
+            while (end := at | _IN_STRIDE) < stop:
+                on = slots & expected.get(keys[end - first], 0) >> shift
+                if on != slots:
+                    self._stop_within(word, slots & ~on, keys[at - first : end - first], at)
+                    slots = on
+                    if not slots:
+                        break
+                at = end + 1
+            if slots:
+                going.append((slots, at))
+        return going
+
+    def _stop_within(self, word: int, slots: int, keys: Sequence[int], at: int) -> None:
+        """These slots are not expected to hold all of a stride. `keys`: its blocks from number `at` on."""
+        expected, shift = self._expected, word * WORD_BITS
+        assert self._soon is not None
+        for depth in range(len(keys), 0, -1):
+            far = slots & expected.get(keys[depth - 1], 0) >> shift
+            if far:
+                _settle(self._soon, far, word, at + depth)
+                slots ^= far
+        _settle(self._soon, slots, word, at)
 
     def finish(self) -> Depths:
         """The prompt's blocks are all fed, or `feed` returned False."""
@@ -208,14 +239,13 @@ class PrefixWalk:
                 if lane.alive[view]:
                     _settle(levels, lane.alive[view], lane.word, walked)
             if soon is not None:
-                _settle(soon, lane.alive[-1] | lane.soon, lane.word, walked)
+                _settle(soon, lane.alive[-1], lane.word, walked)
+                for slots, at in lane.soon:
+                    self._stop_within(lane.word, slots, self._recent[at - walked + len(self._recent) :], at)
         self._lanes = []
         held = found[-1]
         host = found[1] if _HOST in self._views else found[0]
         return Depths(found[0], host, held, held if soon is None or soon == held else soon)
-
-
-_Ended = list[tuple[_Lane, int, int, bool]]
 
 
 _Masks = list[int] | Words
@@ -227,6 +257,12 @@ def _either(one: _Masks | None, other: _Masks | None) -> _Masks | None:
     if isinstance(one, list) or isinstance(other, list):
         return [mask | more for mask, more in zip(one, other, strict=True)]
     return one | other
+
+
+def _joined(keys: Sequence[int], more: Sequence[int] | Words) -> Sequence[int]:
+    if isinstance(more, array):
+        return array("Q", keys) + more if keys else more
+    return [*keys, *(more.tolist() if isinstance(more, np.ndarray) else more)]
 
 
 def _narrowed(alive: int, masks: _Masks | None, count: int) -> list[tuple[int, int]]:

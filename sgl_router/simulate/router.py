@@ -30,7 +30,7 @@ class _Expectation:
         self._slot = slot
         self._clock = clock
         self.keys = keys
-        tree.expect(slot, keys)
+        self._marks = tree.expect(slot, keys)
         self._timer: Timer | None = clock.later(ttl_secs, self.end)
 
     @property
@@ -46,7 +46,7 @@ class _Expectation:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-            self._tree.unexpect(self._slot, self.keys)
+            self._tree.unexpect(self._slot, self._marks)
 
 
 class Sent:

@@ -30,14 +30,14 @@ async def test_a_burst_with_one_new_prefix_converges(rig) -> None:
     await fleet.settled()
     answer = await fleet.ask(PROMPT)
     assert answer.decision["reason"] == "cache_hit"
-    await fleet.until(lambda: fleet.services.index.tree.expects == 0, "nothing is expected any more", within=20)
+    await fleet.until(lambda: not fleet.services.index.tree.expects, "nothing is expected any more", within=20)
 
 
 async def test_a_request_that_fails_leaves_no_expectation(rig) -> None:
     fleet = await rig()
     fleet.workers[0].faults.reset(times=2)
     assert (await fleet.ask(PROMPT)).status == 502
-    assert fleet.services.index.tree.expects == 0
+    assert not fleet.services.index.tree.expects
     assert (await fleet.ask(PROMPT)).decision["reason"] == "no_match"
 
 
@@ -45,8 +45,8 @@ async def test_an_expectation_has_its_time(rig) -> None:
     fleet = await rig(kv_events={"expect_ttl_secs": 1.0})
     fleet.workers[0].gate.close()
     task = asyncio.create_task(fleet.ask(PROMPT))
-    await fleet.until(lambda: fleet.services.index.tree.expects > 0, "it is expected")
-    await fleet.until(lambda: fleet.services.index.tree.expects == 0, "its time is up")
+    await fleet.until(lambda: fleet.services.index.tree.expects, "it is expected")
+    await fleet.until(lambda: not fleet.services.index.tree.expects, "its time is up")
     fleet.workers[0].gate.open()
     assert (await task).status == 200
 
@@ -56,7 +56,7 @@ async def test_zero_switches_it_off(rig) -> None:
     fleet.workers[0].gate.close()
     task = asyncio.create_task(fleet.ask(PROMPT))
     await fleet.workers[0].gate.arrived(1)
-    assert fleet.services.index.tree.expects == 0
+    assert not fleet.services.index.tree.expects
     fleet.workers[0].gate.open()
     await task
 
@@ -70,6 +70,6 @@ async def test_a_flush_ends_what_was_expected(rig) -> None:
     await fleet.workers[0].gate.arrived(1)
     (rank,) = fleet.services.index._ranks[fleet.worker(0)]
     rank.stream.resync()
-    assert fleet.services.index.tree.expects == 0
+    assert not fleet.services.index.tree.expects
     fleet.workers[0].gate.open()
     assert (await task).status == 200

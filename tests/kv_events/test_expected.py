@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.kv_events.expected import ExpectedBlocks
+from sgl_router.kv_events.expected import STRIDE, ExpectedBlocks, landmarks
 
 _KEYS = list(range(1, 20))
 _runs = st.tuples(st.integers(0, 18), st.integers(1, 8)).map(lambda run: _KEYS[run[0] : run[0] + run[1]])
@@ -37,3 +37,14 @@ def test_the_masks_are_what_is_still_expected(steps: list[tuple[str, int, list[i
     for slot, of_one in live:
         expected.take(slot, of_one)
     assert not expected.masks
+
+
+@given(first=st.integers(0, 30), count=st.integers(0, 200))
+def test_landmarks_are_where_strides_end_and_both_ends(first: int, count: int) -> None:
+    blocks = list(range(first, first + count))
+    marks = landmarks(blocks, first)
+    assert list(marks) == sorted(set(marks))
+    assert set(marks) <= set(blocks)
+    assert set(marks) >= {block for block in blocks if block % STRIDE == STRIDE - 1}
+    assert set(marks) >= {*blocks[:STRIDE], *blocks[-STRIDE:]}
+    assert len(marks) <= 3 * STRIDE + count // STRIDE

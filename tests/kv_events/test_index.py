@@ -177,7 +177,7 @@ async def test_only_what_is_not_held_is_expected(index) -> None:
     assert len(elsewhere.keys) == 40
     for expectation in (made, elsewhere):
         expectation.end()
-    assert index.tree.expects == 0
+    assert not index.tree.expects
 
 
 async def test_what_was_held_when_it_was_matched_and_is_gone_is_expected(index) -> None:

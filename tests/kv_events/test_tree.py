@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import random
+from array import array
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockTree, Tier
+from sgl_router.kv_events.expected import STRIDE
 from sgl_router.kv_events.walk import by_slot, depth_of
 
 
@@ -121,6 +123,18 @@ def _leading(prompt: list[int], held: set[int]) -> int:
     return count
 
 
+def reached(prompt: list[int], depth: int, marked: set[int]) -> int:
+    """How far a run that ends at `depth` is expected to go: stride by stride, in the last one to its last mark."""
+    while True:
+        stride = range(depth, min((depth // STRIDE + 1) * STRIDE, len(prompt)))
+        marks = [at for at in stride if prompt[at] in marked]
+        if not marks:
+            return depth
+        depth = marks[-1] + 1
+        if depth % STRIDE or depth == len(prompt):
+            return depth
+
+
 def leading(prompt: list[int], held: set[int]) -> int:
     return next((i for i, key in enumerate(prompt) if key not in held), len(prompt))
 
@@ -143,6 +157,7 @@ def test_long_walks_equal_a_set_per_slot(length: int, slots: list[int], piece: i
     on_device: dict[int, set[int]] = {}
     near: dict[int, set[int]] = {}
     anywhere: dict[int, set[int]] = {}
+    expectable: dict[int, list[int]] = {}
     soon: dict[int, set[int]] = {}
     for slot in slots:
         kinds = data.draw(st.sampled_from(["prefix", "holes", "tiers", "host", "all", "expected", "none"]))
@@ -158,21 +173,30 @@ def test_long_walks_equal_a_set_per_slot(length: int, slots: list[int], piece: i
         slower = {tier: set(rng.sample(prompt, rng.randrange(len(prompt) + 1))) for tier in tiered}
         for tier, keys in slower.items():
             tree.store(slot, tier, list(keys))
-        expected = set(prompt[max(depth - 5, 0) : depth + 60]) if kinds == "expected" else set()
-        tree.expect(slot, list(expected))
+        first = max(depth - data.draw(st.integers(0, 40)), 0)
+        expected = prompt[first : depth + 60] if kinds == "expected" else []
+        marked = set(tree.expect(slot, expected, first))
         on_device[slot], near[slot] = device, device | slower.get(Tier.CPU_PINNED, set())
         anywhere[slot] = near[slot].union(*slower.values())
-        soon[slot] = anywhere[slot] | expected
+        expectable[slot] = expected
+        soon[slot] = marked
     asked = [slot for slot in slots if rng.random() < 0.9]
     walk = tree.walk(sum(1 << slot for slot in asked))
     for start in range(0, length, piece):
         if not walk.feed(prompt[start : start + piece]):
-            assert all(leading(prompt, soon[slot]) < start + piece for slot in asked)
+            assert all(leading(prompt, anywhere[slot]) < start + piece for slot in asked)
             break
-    for found, truth in zip(walk.finish(), (on_device, near, anywhere, soon), strict=True):
+    depths = walk.finish()
+    for found, truth in zip(depths[:3], (on_device, near, anywhere), strict=True):
         naive = {slot: leading(prompt, truth[slot]) for slot in asked}
         assert by_slot(found) == {slot: depth for slot, depth in naive.items() if depth}
         assert [depth_of(found, slot) for slot in asked] == [naive[slot] for slot in asked]
+    for slot in asked:
+        depth = leading(prompt, anywhere[slot])
+        assert depth_of(depths.expected, slot) == reached(prompt, depth, soon[slot])
+        if expectable[slot]:
+            exactly = leading(prompt, anywhere[slot] | set(expectable[slot]))
+            assert depth_of(depths.expected, slot) == exactly, "the prompt that is expected is recognised in full"
 
 
 def test_512_slots_on_a_staircase() -> None:
@@ -191,22 +215,54 @@ def test_two_requests_that_expect_the_same_blocks_are_two() -> None:
     tree = BlockTree()
     slot = tree.acquire()
     keys = list(range(1, 101))
-    tree.expect(slot, keys)
-    tree.expect(slot, keys[:50])
-    tree.expect(slot, keys[:50])
+    whole = tree.expect(slot, keys)
+    half = tree.expect(slot, keys[:50])
+    again = tree.expect(slot, keys[:50])
 
     def depth() -> int:
         walk = tree.walk(1 << slot)
         walk.feed(keys)
         return depth_of(walk.finish().expected, slot)
 
-    assert depth() == tree.expects == 100
-    tree.unexpect(slot, keys[:50])
-    assert depth() == tree.expects == 100
-    tree.unexpect(slot, keys)
-    assert depth() == tree.expects == 50
-    tree.unexpect(slot, keys[:50])
-    assert depth() == tree.expects == 0
+    assert depth() == 100
+    tree.unexpect(slot, half)
+    assert depth() == 100
+    tree.unexpect(slot, whole)
+    assert depth() == 50
+    assert tree.expects
+    tree.unexpect(slot, again)
+    assert depth() == 0
+    assert not tree.expects
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    held=st.integers(0, 100),
+    length=st.integers(1, 200),
+    shared=st.integers(0, 300),
+    first=st.integers(0, 100),
+    piece=st.sampled_from([1, 5, 8, 32, 400]),
+)
+def test_a_prompt_that_shares_a_beginning_with_an_expected_one(
+    held: int, length: int, shared: int, first: int, piece: int
+) -> None:
+    """Less than a stride of what it shares goes unnoticed, and nothing else is taken for it."""
+    rng = random.Random(held)
+    keys = [rng.randrange(1, 2**64 - 1) for _ in range(held + length)]
+    tree = BlockTree()
+    slot = tree.acquire()
+    tree.store(slot, Tier.GPU, keys[:held])
+    first = min(first, held)
+    tree.expect(slot, keys[first:], first)
+    asked = keys[:shared] + [rng.randrange(1, 2**64 - 1) for _ in range(40)]
+    walk = tree.walk(1 << slot)
+    for start in range(0, len(asked), piece):
+        if not walk.feed(array("Q", asked[start : start + piece])):
+            break
+    shared = min(shared, len(keys))
+    depth = depth_of(walk.finish().expected, slot)
+    assert max(min(held, shared), shared - STRIDE + 1) <= depth <= shared
+    assert depth_of(tree.depths(1 << slot, asked).expected, slot) == depth
 
 
 @settings(max_examples=100, deadline=None)

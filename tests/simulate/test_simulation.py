@@ -47,7 +47,7 @@ def test_every_request_ends_once_and_nothing_stays(policy: str) -> None:
         assert 0 <= record.cached_tokens < record.job.input_tokens
     for router in outcome.routers:
         assert len(router.load) == 0
-        assert router.tree.expects == 0
+        assert not router.tree.expects
         for target in router.candidates:
             assert (target.inflight, target.prefill_tokens, target.decode_blocks) == (0, 0, 0)
     computed = sum(record.job.input_tokens - record.cached_tokens for record in outcome.records)
@@ -168,7 +168,7 @@ def test_a_request_that_fits_nowhere_is_refused_and_leaves_nothing() -> None:
     assert (short.worker >= 0, short.reason) == (True, "no_match")
     assert summarise(outcome).refused == 1
     assert all(not target.inflight for target in outcome.routers[0].candidates)
-    assert outcome.routers[0].tree.expects == 0
+    assert not outcome.routers[0].tree.expects
 
 
 class Ears:

@@ -1,0 +1,44 @@
+"""What an index tells about its streams: one by one, and all together since the start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .agreement import Agreement
+from .repair import RepairOutcome
+from .stream import EventStream, StreamState, Untrust
+from .wire import DecodeFailure
+
+__all__ = ["IndexTotals", "RankStatus"]
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One stream, for people and dashboards. `blocks` by tier name."""
+
+    dp_rank: int
+    endpoint: str
+    connected: bool
+    state: StreamState
+    complete: bool
+    untrusted_for: Untrust | None
+    next_seq: int | None
+    page_size: int
+    bigram: bool
+    blocks: dict[str, int]
+    expected_blocks: int
+    lag_secs: float
+    agreement: Agreement
+    stream: EventStream
+
+
+@dataclass
+class IndexTotals:
+    """Faults of all streams since the start; they outlive the workers they came from."""
+
+    gaps: int = 0
+    missing: int = 0
+    restarts: int = 0
+    resyncs: int = 0
+    repairs: dict[RepairOutcome, int] = field(default_factory=dict)
+    failures: dict[DecodeFailure, int] = field(default_factory=dict)
