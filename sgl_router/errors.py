@@ -13,7 +13,6 @@ __all__ = [
     "MethodNotAllowed",
     "ModelNotFound",
     "NoHealthyWorkers",
-    "NotAvailable",
     "QueueFull",
     "QueueTimeout",
     "RouteNotFound",
@@ -45,7 +44,6 @@ class ErrorCode(str, Enum):
     ROUTING_AWAY = "routing_away"
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
-    NOT_AVAILABLE = "not_available"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -132,15 +130,9 @@ class QueueTimeout(RouterError):
 
 
 class RoutingAway(RouterError):
-    """Only the routing process could answer this, and it is being restarted."""
+    """Only the routing process could answer this, and it is being restarted or does not answer."""
 
     code, status, retry_after = ErrorCode.ROUTING_AWAY, 503, 1
-
-
-class NotAvailable(RouterError):
-    """This router, as it is configured, cannot do that."""
-
-    code, status = ErrorCode.NOT_AVAILABLE, 501
 
 
 class SnapshotBusy(RouterError):

@@ -11,7 +11,9 @@ from sgl_router.policies import DecisionReason, Facts, RouteDecision, least_load
 if TYPE_CHECKING:
     from sgl_router.workers import Target
 
-__all__ = ["RoutingAway"]
+__all__ = ["AWAY", "RoutingAway"]
+
+AWAY = "the routing process of this router is away; requests go to the least loaded worker meanwhile"
 
 
 class RoutingAway:

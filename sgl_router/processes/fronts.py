@@ -17,6 +17,7 @@ from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.envelope import error_response
 from sgl_router.server.http.front import NativeFront
 
+from .fallback import AWAY
 from .splice import Splice
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class DataFront(NativeFront):
         if path == b"/healthz":
             return _answer(200, [], msgspec.json.encode({"status": "ok"}))
         if path == b"/readyz":
-            return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [_AWAY]}))
-        return _answer(*error_response(RoutingAway(_AWAY))) if refused else None
+            return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [AWAY]}))
+        return _answer(*error_response(RoutingAway(AWAY))) if refused else None
 
 
 class AdminFront:
@@ -83,5 +84,3 @@ def _answer(status: int, headers: Headers, body: bytes) -> bytes:
     lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())]
     return b"\r\n".join(lines + [b"%b: %b" % pair for pair in headers]) + b"\r\n\r\n" + body
 
-
-_AWAY = "the routing process of this router is away; requests go to the least loaded worker meanwhile"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import types
 from collections.abc import Coroutine, Generator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from sgl_router.errors import RouterError
+from sgl_router.errors import InternalError, RouterError
 from sgl_router.kv_events import Namespace
 from sgl_router.observability.outcome import Outcome
 from sgl_router.policies import DecisionReason, RouteDecision, Unmatched
@@ -26,10 +26,13 @@ from .wire import (
     Declare,
     End,
     Expired,
+    Explain,
+    Explained,
     FirstByte,
     Held,
     Hello,
     NobodyLeft,
+    Question,
     Refused,
     ToRouting,
     to_routing,
@@ -55,7 +58,7 @@ class LeaseSide:
         self.link: Link[ToRouting] = Link(to_routing, self._received, self._lost)
         self._process: int | None = None
         self._leases: dict[int, LocalLease] = {}
-        self._undecided: dict[int, asyncio.Task[None] | None] = {}
+        self._undecided: dict[int, asyncio.Task[Any] | None] = {}  # explanations too
         self._held: set[int] = set()  # of them, those that wait for a worker: the queue bounds these
         self._full = False
         self._waiting: dict[int, Declare] = {}
@@ -75,6 +78,8 @@ class LeaseSide:
             self.link.abort()
         elif isinstance(message, Choose):
             self._choose(message)
+        elif isinstance(message, Explain):
+            self._explain(message)
         elif isinstance(message, FirstByte):
             self._first_byte(message)
         elif isinstance(message, End):
@@ -88,22 +93,18 @@ class LeaseSide:
             log.info("data process connected", data_process=message.process, data_pid=message.pid)
             self._server.joined(self, message)
 
+    def _used_before(self, seq: int) -> bool:
+        if seq not in self._undecided and seq not in self._leases:
+            return False
+        log.error("a data process used a request number twice, cutting it off", data_process=self._process)
+        self.link.abort()
+        return True
+
     def _choose(self, message: Choose) -> None:
-        if message.seq in self._undecided or message.seq in self._leases:
-            log.error("a data process used a request number twice, cutting it off", data_process=self._process)
-            self.link.abort()
+        if self._used_before(message.seq):
             return
-        tokens, namespace = message.tokens, message.namespace
-        ask = Ask(
-            message.model_id,
-            prompt=None if tokens is None else keyed_prompt(tokens, message.keys),
-            namespace=None if namespace is None else Namespace(*namespace),
-            unmatched=message.unmatched,
-            request_id=message.request_id,
-            streamed=message.streamed,
-            priority=message.priority,
-            session=message.session,
-        )
+        ask = _asked(message)
+        ask.streamed, ask.priority = message.streamed, message.priority
         workers = self._server.by_generation
         tried = {workers[generation] for generation in message.tried if generation in workers}
         self._undecided[message.seq] = None
@@ -162,6 +163,29 @@ class LeaseSide:
         lease.on_expire = lambda: self.link.send(Expired(seq))
         self.link.send(_chosen(seq, lease.decision))
 
+    def _explain(self, message: Explain) -> None:
+        if self._used_before(message.seq):
+            return
+        explaining = asyncio.get_running_loop().create_task(self._server.routing.explain(_asked(message)))
+        self._undecided[message.seq] = explaining
+        self._pace()
+        explaining.add_done_callback(lambda task: self._explained(message, task))
+
+    def _explained(self, message: Explain, explaining: asyncio.Task[dict[str, Any]]) -> None:
+        self._undecided.pop(message.seq, None)
+        self._pace()
+        if explaining.cancelled():
+            return  # nobody waits for it any more
+        failure = explaining.exception()
+        if failure is None:
+            self.link.send(Explained(message.seq, explaining.result()))
+            return
+        log.error(
+            "an explanation failed", data_process=self._process, request_id=message.request_id, exc_info=failure
+        )
+        told = InternalError("the router failed to handle this request")
+        self.link.send(Refused(message.seq, told.code, told.message, 0))
+
     def _first_byte(self, message: FirstByte) -> None:
         lease = self._leases.get(message.seq)
         if lease is not None:
@@ -216,6 +240,18 @@ class LeaseSide:
             lease.end(Outcome.CLIENT_GONE)
         if self._process is not None:
             log.info("data process disconnected", data_process=self._process, leases_ended=len(leases))
+
+
+def _asked(message: Question) -> Ask:
+    tokens, namespace = message.tokens, message.namespace
+    return Ask(
+        message.model_id,
+        message.request_id,
+        prompt=None if tokens is None else keyed_prompt(tokens, message.keys),
+        namespace=None if namespace is None else Namespace(*namespace),
+        unmatched=message.unmatched,
+        session=message.session,
+    )
 
 
 async def _rest(started: Coroutine[object, None, None], awaited: object) -> None:

@@ -8,16 +8,18 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from sgl_router.errors import ErrorCode, QueueFull, QueueTimeout, RouterError
+from sgl_router.errors import ErrorCode, InternalError, QueueFull, QueueTimeout, RouterError, RoutingAway
 from sgl_router.observability.outcome import Outcome
 from sgl_router.policies import Facts, RouteDecision, Unmatched
 from sgl_router.routing.local import LocalLease
 from sgl_router.workers import Permit
 
+from .explanations import Explanations
+from .fallback import AWAY
 from .keys import PromptHasher
 from .link import Link
 from .remote_lease import RemoteLease
@@ -28,6 +30,8 @@ from .wire import (
     Counts,
     End,
     Expired,
+    Explain,
+    Explained,
     FirstByte,
     Fleet,
     FromRouting,
@@ -53,6 +57,7 @@ __all__ = ["RemoteRouting"]
 log = structlog.get_logger(__name__)
 
 _ANSWER_SECS = 0.25
+_EXPLAIN_SECS = 5.0
 _TOKENS_PER_SEC = 1_000_000
 _LOOK_SECS = 0.05
 _RECONNECT_SECS = (0.02, 0.25)
@@ -81,6 +86,7 @@ class RemoteRouting:
         max_model_lens: Mapping[str, int | None] | None = None,
         answer_secs: float = _ANSWER_SECS,
         wait_secs: Mapping[str, float] | None = None,
+        explain_secs: float = _EXPLAIN_SECS,
         fell_back: Callable[[str], None] = lambda model_id: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -100,6 +106,7 @@ class RemoteRouting:
         self._stalled = False
         self._numbers = itertools.count(1)
         self._undecided: dict[int, tuple[asyncio.Future[RemoteLease | None], Ask, float]] = {}
+        self._explanations = Explanations(explain_secs)
         self._leases: dict[int, RemoteLease] = {}
         self._looking: asyncio.TimerHandle | None = None
 
@@ -150,6 +157,22 @@ class RemoteRouting:
         except _Away:
             return await self._decide_here(ask, tried)
 
+    async def explain(self, ask: Ask) -> dict[str, Any]:
+        """Never decided here: what this process would guess is not what the routing process would say."""
+        try:
+            link, tokens, keys = await self._keyed(ask)
+        except _Away:
+            raise RoutingAway(AWAY) from None
+        seq = next(self._numbers)
+        link.send(
+            Explain(seq, ask.model_id, tokens, keys, ask.namespace, ask.unmatched, ask.request_id, ask.session)
+        )
+        try:
+            return await self._explanations.wait(seq)
+        except (asyncio.CancelledError, RoutingAway):
+            self.tell(End(seq, Outcome.CLIENT_GONE, None))
+            raise
+
     def send_counts(self, delta: bytes) -> bool:
         """Hand over what was counted; False while nobody can take it."""
         if self._link is None or not self._link.open or self._link.congested:
@@ -167,7 +190,8 @@ class RemoteRouting:
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    async def _ask(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
+    async def _keyed(self, ask: Ask) -> tuple[Link[FromRouting], int | None, dict[int, bytes]]:
+        """Whom to ask, how long the prompt is, and its keys. Raises _Away."""
         if self.away:
             raise _Away
         prompt, tokens, keys = ask.prompt, None, {}
@@ -177,9 +201,13 @@ class RemoteRouting:
                 keys = await self._hasher.keys(ask.model_id, prompt, ask.namespace)
         if self._link is None:
             raise _Away  # gone meanwhile
+        return self._link, tokens, keys
+
+    async def _ask(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
+        link, tokens, keys = await self._keyed(ask)
         seq = next(self._numbers)
         tried_there = [number for worker in tried if (number := self._mirror.generation(worker)) is not None]
-        self._link.send(
+        link.send(
             Choose(
                 seq,
                 ask.model_id,
@@ -187,11 +215,11 @@ class RemoteRouting:
                 keys,
                 ask.namespace,
                 ask.unmatched,
-                tried_there,
                 ask.request_id,
+                ask.session,
+                tried_there,
                 ask.streamed,
                 ask.priority,
-                ask.session,
             )
         )
         future: asyncio.Future[RemoteLease | None] = asyncio.get_running_loop().create_future()
@@ -259,8 +287,12 @@ class RemoteRouting:
                 self._undecided[message.seq] = (*held[:2], self.clock() + self._wait_secs.get(held[1].model_id, 0.0))
         elif isinstance(message, Refused):
             asked = self._undecided.pop(message.seq, None)
-            if asked is not None and not asked[0].done():
+            if asked is None:
+                self._explanations.refused(message.seq, _refusal(message))
+            elif not asked[0].done():
                 asked[0].set_exception(_refusal(message))
+        elif isinstance(message, Explained):
+            self._explanations.answered(message.seq, message.view)
         elif isinstance(message, Expired):
             lease = self._leases.get(message.seq)
             if lease is not None:
@@ -327,9 +359,12 @@ class RemoteRouting:
         undecided, self._undecided = self._undecided, {}
         for future, _, _ in undecided.values():
             _away(future)
+        self._explanations.lost()
 
 
 def _refusal(message: Refused) -> RouterError:
+    if message.code is ErrorCode.INTERNAL_ERROR:
+        return InternalError(message.message)
     kind = QueueFull if message.code is ErrorCode.QUEUE_FULL else QueueTimeout
     return kind(message.message, message.retry_after)
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, cast
 import structlog
 
 from sgl_router.config import Config
-from sgl_router.errors import NotAvailable
 from sgl_router.policies import make_policy
 from sgl_router.server.daemon import Daemon
 from sgl_router.server.services import Model
@@ -26,7 +25,6 @@ from .paths import Paths
 from .wire import Hello
 
 if TYPE_CHECKING:
-    from sgl_router.prompt import Prompt
     from sgl_router.server.services import Services
     from sgl_router.tokenization import ModelTokenizer
 
@@ -71,9 +69,6 @@ class _Unloaded:
     def __init__(self) -> None:
         self.max_model_len: int | None = None
         self.prompt_counts = None
-
-    async def prompt(self, body: object) -> Prompt:
-        raise NotAvailable("this needs a tokenizer where decisions are made; expected server.processes: 1")
 
     def close(self) -> None: ...
 

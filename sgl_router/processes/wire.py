@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from sgl_router.errors import ErrorCode
@@ -18,6 +20,8 @@ __all__ = [
     "Declare",
     "End",
     "Expired",
+    "Explain",
+    "Explained",
     "FirstByte",
     "Fleet",
     "FromRouting",
@@ -26,6 +30,7 @@ __all__ = [
     "Hello",
     "Message",
     "NobodyLeft",
+    "Question",
     "Refused",
     "ToRouting",
     "WorkerGone",
@@ -56,10 +61,9 @@ class Hello(Message, tag=1):
     """By model, what its tokenizer says: the routing process has none, and is asked for it in /v1/models."""
 
 
-class Choose(Message, tag=2):
+class Question(Message):
     """`routing.Ask` on its way. `tokens`: how many the prompt has, None where there is none. `keys`: of its blocks, by
-    root, as uint64 in the machine's byte order. `namespace` is (salt, adapter), None where unknown. `tried`:
-    generations of workers not to be chosen again."""
+    root, as uint64 in the machine's byte order. `namespace` is (salt, adapter), None where unknown."""
 
     seq: int
     model_id: str
@@ -67,11 +71,20 @@ class Choose(Message, tag=2):
     keys: dict[int, bytes]
     namespace: tuple[str | None, str | None] | None
     unmatched: Unmatched | None
-    tried: list[int]
     request_id: str
+    session: str | None
+
+
+class Choose(Question, tag=2):
+    """`tried`: generations of workers not to be chosen again."""
+
+    tried: list[int]
     streamed: bool
     priority: int
-    session: str | None
+
+
+class Explain(Question, tag=7):
+    """Say what would be chosen, and why; there will be no lease. The answer is `Explained` or `Refused`."""
 
 
 class FirstByte(Message, tag=3):
@@ -80,7 +93,7 @@ class FirstByte(Message, tag=3):
 
 
 class End(Message, tag=4):
-    """Of a lease, or of interest in one that has been asked for."""
+    """Of a lease, or of interest in what has been asked for."""
 
     seq: int
     outcome: Outcome
@@ -170,12 +183,19 @@ class Held(Message, tag=18):
 
 
 class Refused(Message, tag=19):
-    """There is no lease, and this is what the client is told."""
+    """There is no lease or explanation, and this is what the client is told."""
 
     seq: int
     code: ErrorCode
     message: str
     retry_after: int
+
+
+class Explained(Message, tag=20):
+    """`view`: as `routing.Routing.explain` gives it."""
+
+    seq: int
+    view: dict[str, Any]
 
 
 class Expired(Message, tag=16):
@@ -184,8 +204,8 @@ class Expired(Message, tag=16):
     seq: int
 
 
-ToRouting = Hello | Choose | FirstByte | End | Declare | Counts
-FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Held | Refused | Expired
+ToRouting = Hello | Choose | Explain | FirstByte | End | Declare | Counts
+FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Held | Refused | Explained | Expired
 
 to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)
 from_routing: msgspec.msgpack.Decoder[FromRouting] = msgspec.msgpack.Decoder(FromRouting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from sgl_router.observability import Outcome
@@ -40,3 +40,7 @@ class Routing(Protocol):
 
     async def choose(self, ask: Ask, tried: set[Worker]) -> Lease | None:
         """A worker that is not in `tried`, None where none is left. Never raises for what a request contains."""
+
+    async def explain(self, ask: Ask) -> dict[str, Any]:
+        """What would be decided now, and why, as `explanation_view` has it; nothing is charged or remembered. Raises
+        RoutingAway where only another process could say, and does not."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
@@ -13,28 +13,19 @@ from sgl_router.policies import Facts, KvCost, Unmatched
 from sgl_router.workers import BreakerState
 
 from .decision_log import DecisionLog
+from .views import explanation_view
 from .waiting_room import WaitingRoom
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
-    from sgl_router.kv_events import Expectation, KvIndex, PromptMatch
+    from sgl_router.kv_events import Expectation, KvIndex
     from sgl_router.observability import Metrics
     from sgl_router.policies import ActiveLoad, LoadGuard, Policy, RouteDecision
-    from sgl_router.workers import Permit, Target, Worker, WorkerRegistry
+    from sgl_router.workers import Permit, Worker, WorkerRegistry
 
     from .ask import Ask
 
-__all__ = ["Explanation", "LocalLease", "LocalRouting"]
-
-
-class Explanation(NamedTuple):
-    """What would be decided for a request now. `decision` is None where there is no candidate."""
-
-    decision: RouteDecision | None
-    candidates: Sequence[Target]
-    match: PromptMatch | None
-    would_wait: bool
-    waiting: int
+__all__ = ["LocalLease", "LocalRouting"]
 
 
 class LocalRouting:
@@ -98,17 +89,18 @@ class LocalRouting:
             # Half-open, and its one probe was taken between the filter and here.
             tried = tried | {decision.target.worker}
 
-    async def explain(self, ask: Ask) -> Explanation:
-        """What `choose` would decide now, with every candidate's costs; nothing is charged or remembered."""
+    async def explain(self, ask: Ask) -> dict[str, Any]:
+        """With every candidate's costs."""
         policy = self._policies[ask.model_id]
-        facts = structs.replace(await self._look_up(ask, policy), explain=True, dry=True)
+        facts = await self._look_up(ask, policy, dry=True)
         now = self._clock()
         candidates = self._registry.candidates(ask.model_id, now)
         room = self.rooms.get(ask.model_id)
-        return Explanation(
+        return explanation_view(
             policy.select(candidates, facts) if candidates else None,
             candidates,
             facts.match,
+            self._registry.for_model(ask.model_id),
             would_wait=room is not None and bool(candidates) and not room.free(candidates, now),
             waiting=len(room) if room is not None else 0,
         )
@@ -120,18 +112,18 @@ class LocalRouting:
             if room is not None:
                 room.changed()
 
-    async def _look_up(self, ask: Ask, policy: Policy) -> Facts:
+    async def _look_up(self, ask: Ask, policy: Policy, dry: bool = False) -> Facts:
         if not policy.needs_prompt:
-            return Facts(unmatched=Unmatched.NOT_ASKED)
-        prompt, explain = ask.prompt, self.decisions.sampled()
+            return Facts(unmatched=Unmatched.NOT_ASKED, explain=dry, dry=dry)
+        prompt, explain = ask.prompt, dry or self.decisions.sampled()
         if prompt is None:
-            return Facts(unmatched=ask.unmatched, session=ask.session, explain=explain)
+            return Facts(unmatched=ask.unmatched, session=ask.session, explain=explain, dry=dry)
         if ask.namespace is None:
             return Facts(
-                prompt_tokens=len(prompt), unmatched=ask.unmatched, session=ask.session, explain=explain
+                prompt_tokens=len(prompt), unmatched=ask.unmatched, session=ask.session, explain=explain, dry=dry
             )
         match = await self._index.match(ask.model_id, prompt, ask.namespace)
-        return Facts(match=match, prompt_tokens=len(prompt), session=ask.session, explain=explain)
+        return Facts(match=match, prompt_tokens=len(prompt), session=ask.session, explain=explain, dry=dry)
 
     def _room(self, model_id: str, settings: QueueConfig) -> WaitingRoom:
         policy = self._policies[model_id]

@@ -17,7 +17,7 @@ from sgl_router.observability.metrics import CONTENT_TYPE
 from sgl_router.proxy import ClientGone, Headers, forward_headers, header_lines, header_pairs
 from sgl_router.routing import LocalRouting
 
-from .decisions import decisions_view, explain_view
+from .decisions import decisions_view
 from .exchange import (
     SERVER,
     UNMATCHED,
@@ -81,7 +81,6 @@ def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunn
     app.router.add_get("/metrics", _metrics(services))
     if isinstance(services.routing, LocalRouting):
         app.router.add_get("/internal/decisions", _decisions(services.routing))
-        app.router.add_post("/internal/explain", _explain(services, services.routing))
     app.router.add_get(SNAPSHOT_PATH, snapshot_route(services.index), allow_head=False)
     return web.AppRunner(
         app,
@@ -219,21 +218,10 @@ def _metrics(services: Services) -> _Handler:
 
 def _decisions(routing: LocalRouting) -> _Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        return _json(decisions_view(routing, request.query.get("limit")))
+        answer = decisions_view(routing, request.query.get("limit"))
+        return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
     return handle
-
-
-def _explain(services: Services, routing: LocalRouting) -> _Handler:
-    async def handle(request: web.Request) -> web.StreamResponse:
-        body = await _read_body(request, services.config.server.max_body_bytes)
-        return _json(await explain_view(services, routing, list(request.raw_headers), body))
-
-    return handle
-
-
-def _json(answer: dict[str, Any]) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
 
 def _observe(exchanges: Exchanges, routes: Routes) -> Any:

@@ -1,4 +1,4 @@
-"""The data routes: what is served on the fast path, by whichever front."""
+"""The data routes: what is served where the tokenizers are, by whichever front."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sgl_router.proxy import Outbound
 
 from .chat import serve_chat
+from .decisions import serve_explain
 from .inbound import Inbound
 from .tokens import serve_detokenize, serve_tokenize
 
@@ -24,4 +25,5 @@ DATA_ROUTES: Routes = {
     "/v1/chat/completions": serve_chat,
     "/v1/tokenize": serve_tokenize,
     "/v1/detokenize": serve_detokenize,
+    "/internal/explain": serve_explain,
 }

@@ -53,6 +53,15 @@ async def test_sampled_decisions_carry_every_candidates_terms(rig) -> None:
     assert chosen["total_ms"] == min(cost["total_ms"] for cost in costs) == entries[0]["cost_ms"]
 
 
+async def test_an_explanation_takes_no_requests_place_in_the_sample(rig) -> None:
+    fleet = await rig(workers=2, model=COST, observability={"decision_cost_sample": 0.5})
+    for number in range(4):
+        assert (await fleet.ask(f"{PROMPT}{number}")).status == 200
+        assert (await fleet.post("/internal/explain", json=chat("x"))).status == 200
+    entries = (await fleet.get("/internal/decisions")).json["decisions"]
+    assert ["costs" in entry for entry in reversed(entries)] == [False, True, False, True]
+
+
 async def test_nothing_is_kept_where_nothing_is_to_be(rig) -> None:
     fleet = await rig(observability={"decisions_kept": 0})
     await fleet.ask(PROMPT)
@@ -78,7 +87,7 @@ async def test_explain_says_where_a_request_would_go_and_sends_nothing(rig) -> N
     assert holder["cost"]["total_ms"] < other["cost"]["total_ms"]
     assert len((await fleet.get("/internal/decisions")).json["decisions"]) == 1, "only the first was sent"
     assert fleet.idle_load()
-    assert fleet.services.index.tree.expects == 0
+    assert not fleet.services.index.tree.expects
     assert sum(sum(fleet.worker(number).stats.requests.values()) for number in range(2)) == 1
 
 

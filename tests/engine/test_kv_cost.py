@@ -92,17 +92,14 @@ def test_explain_names_the_holder_and_sends_nothing(costed: Fleet) -> None:
         blocks = costed.held(worker)
         before = _everything_sent(costed)
         reply = costed.router.call("/internal/explain", {"model": costed.router.model, "messages": messages})
-        if Router.server.get("processes", 1) > 1:  # who decides has no tokenizer
-            assert (reply.status, reply.json()["error"]["code"]) == (501, "not_available"), str(reply)
-        else:
-            told = reply.json()
-            assert (reply.status, told["policy"], told["would_wait"]) == (200, "kv_cost", False), str(reply)
-            decision = told["decision"]
-            assert (decision["worker"], decision["reason"]) == (costed.view(worker).id, "cache_hit"), str(reply)
-            matched = {_target(one): one["device_blocks"] for one in told["candidates"]}
-            assert {worker for worker, _ in matched} == {costed.view(worker).id for worker in costed.workers}
-            assert matched.pop(_target(decision)) == min(blocks, (decision["prompt_tokens"] - 1) // costed.page)
-            assert not any(matched.values()), str(reply)
+        told = reply.json()
+        assert (reply.status, told["policy"], told["would_wait"]) == (200, "kv_cost", False), str(reply)
+        decision = told["decision"]
+        assert (decision["worker"], decision["reason"]) == (costed.view(worker).id, "cache_hit"), str(reply)
+        matched = {_target(one): one["device_blocks"] for one in told["candidates"]}
+        assert {worker for worker, _ in matched} == {costed.view(worker).id for worker in costed.workers}
+        assert matched.pop(_target(decision)) == min(blocks, (decision["prompt_tokens"] - 1) // costed.page)
+        assert not any(matched.values()), str(reply)
         costed.settle()
         assert _everything_sent(costed) == before
         routed = costed.ask(messages)

@@ -140,7 +140,7 @@ class Routing:
 class Side:
     """What a data process has."""
 
-    def __init__(self, path: str, number: int, answer_secs: float) -> None:
+    def __init__(self, path: str, number: int, answer_secs: float, explain_secs: float) -> None:
         self.registry, self.load = WorkerRegistry(), ActiveLoad()
         self.registry.add_listener(self.load)
         self.mirror = Mirror(self.registry, {MODEL: CONFIG})
@@ -157,6 +157,7 @@ class Side:
             process=number,
             answer_secs=answer_secs,
             wait_secs={MODEL: 30.0},
+            explain_secs=explain_secs,
             fell_back=self.fell_back.append,
         )
         self.task = asyncio.create_task(self.routing.run())
@@ -202,9 +203,9 @@ class Rig:
         pathlib.Path(self._path).unlink(missing_ok=True)
         await made.server.start(self._path)
 
-    async def side(self, *, answer_secs: float = 5.0, join: bool = True) -> Side:
+    async def side(self, *, answer_secs: float = 5.0, explain_secs: float = 5.0, join: bool = True) -> Side:
         self._sides += 1
-        made = Side(self._path, self._sides, answer_secs)
+        made = Side(self._path, self._sides, answer_secs, explain_secs)
         self._stack.push_async_callback(made.stop)
         if join:
             assert await made.routing.joined(10.0)

@@ -58,7 +58,7 @@ def encoded(*messages: Message) -> bytes:
 
 SOME: list[Message] = [
     Hello(1, 2, {}),
-    Choose(7, "m", 5000, {1: b"x" * 5000}, None, None, [], "req-7", True, 0, None),
+    Choose(7, "m", 5000, {1: b"x" * 5000}, None, None, "req-7", None, [], True, 0),
     End(7, Outcome.COMPLETED, 3),
 ]
 
@@ -113,7 +113,7 @@ async def test_a_peer_that_does_not_read_is_congested_then_given_up(
     end: End2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sgl_router.processes.link._MAX_UNSENT_BYTES", 16 << 20)
-    large = Choose(1, "m", 0, {1: b"x" * (1 << 20)}, None, None, [], "req", True, 0, None)
+    large = Choose(1, "m", 0, {1: b"x" * (1 << 20)}, None, None, "req", None, [], True, 0)
     for _ in range(8):
         end.link.send(large)
     await asyncio.sleep(0)
@@ -127,7 +127,7 @@ async def test_a_peer_that_does_not_read_is_congested_then_given_up(
 
 
 async def test_congestion_passes(end: End2) -> None:
-    large = Choose(1, "m", 0, {1: b"x" * (1 << 20)}, None, None, [], "req", True, 0, None)
+    large = Choose(1, "m", 0, {1: b"x" * (1 << 20)}, None, None, "req", None, [], True, 0)
     for _ in range(8):
         end.link.send(large)
     await asyncio.sleep(0)

@@ -10,6 +10,7 @@ import pathlib
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -70,6 +71,11 @@ class Router:
         async with self._session.post(self.url + CHAT, json=body) as reply:
             await reply.read()
             return reply.status, reply.headers["x-sgl-router-decision"].partition(";")[0].removeprefix("reason=")
+
+    async def explain(self, content: str = "hello") -> tuple[int, Any]:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": content}]}
+        async with self._session.post(self.url + "/internal/explain", json=body) as reply:
+            return reply.status, json.loads(await reply.read())
 
     async def inflight(self) -> int:
         return sum(worker["inflight"] for worker in json.loads((await self.get("/workers"))[1])["workers"])
@@ -211,6 +217,30 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     assert not [pid for pid in pids if alive(pid)]
     assert "Traceback" not in router.text
     assert router.said("data process disconnected", leases_ended=0)
+
+
+async def test_a_routing_process_that_hangs_explains_nothing_and_holds_nobody_up(start: Start) -> None:
+    router = await start()
+    routing, *_ = await router.listening()
+    for _ in range(8):  # both data processes, in all likelihood
+        status, told = await router.explain()
+        assert (status, told["model"], len(told["candidates"])) == (200, MODEL, 2)
+    os.kill(routing, signal.SIGSTOP)
+    try:
+        answers = await asyncio.gather(*(router.chat(f"hello {number}") for number in range(16)))
+        assert {status for status, _ in answers} == {200}
+        began = time.monotonic()
+        told = await asyncio.gather(*(router.explain(f"hello {number}") for number in range(16)))
+        assert time.monotonic() - began < 20
+        assert {(status, answer["error"]["code"]) for status, answer in told} == {(503, "routing_away")}
+    finally:
+        os.kill(routing, signal.SIGCONT)
+    await settles(lambda: explained(router), {200})
+    await settles(router.inflight, 0)
+
+
+async def explained(router: Router) -> set[int]:
+    return {status for status, _ in await asyncio.gather(*(router.explain() for _ in range(8)))}
 
 
 async def ready(router: Router) -> int:

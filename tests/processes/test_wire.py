@@ -13,6 +13,8 @@ from sgl_router.processes.wire import (
     Declare,
     End,
     Expired,
+    Explain,
+    Explained,
     FirstByte,
     Fleet,
     Hashing,
@@ -32,8 +34,9 @@ from sgl_router.workers import HealthState, WorkerMode
 WORKER = WorkerState(1, "http://a:1", "m", WorkerMode.PLAIN, 2, 16, "t0", HealthState.HEALTHY)
 UP = [
     Hello(1, 2, {"m": 4096, "n": None}),
-    Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, [3], "req-1", True, 2, "chat-1"),
-    Choose(2, "m", None, {}, None, Unmatched.MEDIA, [], "req-2", False, -1, None),
+    Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, "req-1", "chat-1", [3], True, 2),
+    Choose(2, "m", None, {}, None, Unmatched.MEDIA, "req-2", None, [], False, -1),
+    Explain(3, "m", 5, {7: b"12345678"}, (None, "adapter"), None, "req-3", "chat-1"),
     FirstByte(1, 200),
     End(1, Outcome.COMPLETED, 5, 7),
     End(1, Outcome.CLIENT_GONE, None),
@@ -49,6 +52,7 @@ DOWN = [
     NobodyLeft(1),
     Held(1),
     Refused(1, ErrorCode.QUEUE_FULL, "full", 3),
+    Explained(1, {"decision": None, "waiting": 0, "candidates": [{"worker": "w-1", "cost": {"total_ms": 0.125}}]}),
     Expired(1),
 ]
 
@@ -73,5 +77,5 @@ def test_what_comes_down_arrives(message: Message) -> None:
 def test_what_cannot_be_encoded_leaves_nothing_behind() -> None:
     buffer = bytearray(b"before")
     with pytest.raises(OverflowError):
-        encode_into(Choose(1, "m", 5, {}, None, None, [], "req-1", True, 10**30, None), buffer)
+        encode_into(Choose(1, "m", 5, {}, None, None, "req-1", None, [], True, 10**30), buffer)
     assert buffer == b"before"

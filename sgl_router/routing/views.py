@@ -1,0 +1,132 @@
+"""Decisions, and what would be decided, as operators are shown them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from sgl_router.workers import BreakerState, HealthState
+
+if TYPE_CHECKING:
+    from sgl_router.kv_events import PromptMatch
+    from sgl_router.policies import CandidateCost, RouteDecision
+    from sgl_router.workers import Target, Worker
+
+    from .local import LocalLease
+
+__all__ = ["explanation_view", "lease_view"]
+
+# One reading for all, so that an entry has the same time whenever it is shown.
+_MONOTONIC_ZERO = time.time() - time.monotonic()
+
+
+def lease_view(lease: LocalLease) -> dict[str, Any]:
+    """A decision that was made, and what has come of it so far."""
+    at = lease.decided_at + _MONOTONIC_ZERO
+    found: dict[str, Any] = {
+        "time": datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds"),
+        "request_id": lease.request_id,
+        "model": lease.model_id,
+        **_decision(lease.decision),
+        "waited_ms": _ms(lease.waited_secs),
+        "first_byte_ms": _ms(lease.first_byte_secs),
+        "cached_tokens": lease.cached_tokens,
+        "outcome": lease.outcome.value if lease.outcome is not None else None,
+    }
+    if lease.decision.costs is not None:
+        found["costs"] = [_cost(cost) for cost in lease.decision.costs]
+    return found
+
+
+def explanation_view(
+    decision: RouteDecision | None,
+    candidates: Sequence[Target],
+    match: PromptMatch | None,
+    workers: Iterable[Worker],
+    *,
+    would_wait: bool,
+    waiting: int,
+) -> dict[str, Any]:
+    """A decision that would be made: None where there is no candidate. `workers`: all of the model's."""
+    eligible = {target.worker for target in candidates}
+    return {
+        "decision": None if decision is None else _decision(decision),
+        "would_wait": would_wait,
+        "waiting": waiting,
+        "candidates": _candidates(decision, candidates, match),
+        "excluded": [{"worker": worker.id, "why": _why_not(worker)} for worker in workers if worker not in eligible],
+    }
+
+
+def _decision(decision: RouteDecision) -> dict[str, Any]:
+    return {
+        "worker": decision.target.worker.id,
+        "dp_rank": decision.target.dp_rank,
+        "reason": decision.reason.value,
+        "unmatched": decision.unmatched.value if decision.unmatched is not None else None,
+        "prompt_tokens": decision.prompt_tokens,
+        "page_size": decision.page_size,
+        "matched_blocks": decision.matched_blocks,
+        "expected_blocks": decision.expected_blocks,
+        "total_blocks": decision.total_blocks,
+        "candidates": decision.candidates,
+        "min_load": decision.min_load,
+        "max_load": decision.max_load,
+        "cost_ms": _round(decision.cost_ms),
+    }
+
+
+def _candidates(
+    decision: RouteDecision | None, candidates: Sequence[Target], match: PromptMatch | None
+) -> list[dict[str, Any]]:
+    costs = {} if decision is None or decision.costs is None else {cost.target: cost for cost in decision.costs}
+    found = []
+    for target in candidates:
+        prefix = match.by_target.get(target) if match is not None else None
+        entry: dict[str, Any] = {
+            "worker": target.worker.id,
+            "dp_rank": target.dp_rank,
+            "inflight": target.inflight,
+            "matched_blocks": prefix.blocks if prefix is not None else 0,
+            "device_blocks": prefix.device_blocks if prefix is not None else 0,
+            "expected_blocks": prefix.expected_blocks if prefix is not None else 0,
+        }
+        if target in costs:
+            entry["cost"] = _terms(costs[target])
+        found.append(entry)
+    return found
+
+
+def _cost(cost: CandidateCost) -> dict[str, Any]:
+    return {"worker": cost.target.worker.id, "dp_rank": cost.target.dp_rank, **_terms(cost)}
+
+
+def _terms(cost: CandidateCost) -> dict[str, Any]:
+    return {
+        "total_ms": _round(cost.total_ms),
+        "compute_ms": _round(cost.compute_ms),
+        "load_back_ms": _round(cost.load_back_ms),
+        "queue_ms": _round(cost.queue_ms),
+        "others_ms": _round(cost.others_ms),
+        "decode_ms": _round(cost.decode_ms),
+        "eviction_ms": _round(cost.eviction_ms),
+        "session_ms": _round(cost.session_ms),
+        "uncached_tokens": cost.uncached_tokens,
+        "queued_tokens": cost.queued_tokens,
+    }
+
+
+def _why_not(worker: Worker) -> str:
+    if worker.health is not HealthState.HEALTHY:
+        return str(worker.health.value)
+    return "circuit open" if worker.breaker.state is not BreakerState.CLOSED else "not a candidate"
+
+
+def _ms(secs: float | None) -> float | None:
+    return None if secs is None else round(secs * 1e3, 3)
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)
