@@ -71,7 +71,7 @@ def bits(mask: int) -> list[int]:
 
 def short_walk(held: HolderTable, expected: dict[int, int], slots: int, keys: Sequence[int]) -> Depths | None:
     """What a `PrefixWalk` finds, in fewer steps: for slots of one word and holdings on the device alone. None where it
-    is not as simple as that, or where somebody is expected to hold what he does not."""
+    is not as simple as that."""
     counts = held.counts
     masks = held.leading(0, keys) if slots <= _WORD_MASK and not (counts[1] or counts[2] or counts[3]) else None
     if masks is None:
@@ -79,21 +79,24 @@ def short_walk(held: HolderTable, expected: dict[int, int], slots: int, keys: Se
     if len(masks) < len(keys):
         masks.append(0)  # nobody holds the next one
     levels: Levels = {}
+    runs = []
     for at, mask in enumerate(masks):
         if slots & mask != slots:
             lost = slots & ~mask
-            if expected:
-                for key in keys[at : (at | _IN_STRIDE) + 1]:
-                    if expected.get(key, 0) & lost:
-                        return None
             if at:
                 levels[at] = lost
+            runs.append((lost, at))
             slots &= mask
             if not slots:
                 break
     if slots and masks:
         levels[len(masks)] = slots
-    return Depths(levels, levels, levels, levels)
+    if not expected:
+        return Depths(levels, levels, levels, levels)
+    soon: Levels = {len(masks): slots} if slots and masks else {}
+    for rest, at in _follow(expected, soon, 0, runs, keys, 0):
+        _stop_within(expected, soon, 0, rest, keys[at:], at)
+    return Depths(levels, levels, levels, levels if soon == levels else soon)
 
 
 class _Lane:
@@ -164,7 +167,7 @@ class PrefixWalk:
             fed, first = _joined(self._recent, keys), self._walked - len(self._recent)
             for lane in lanes:
                 if lane.soon:
-                    lane.soon = self._follow(lane.word, lane.soon, fed, first)
+                    lane.soon = _follow(self._expected, self._soon, lane.word, lane.soon, fed, first)
             self._recent = fed[len(fed) - (self._walked + count) % STRIDE :]
         self._walked += count
         self._lanes = lanes = [lane for lane in lanes if lane.alive[-1] or lane.soon]
@@ -201,36 +204,6 @@ class PrefixWalk:
             return None
         return Seen(self._space, self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows))
 
-    def _follow(
-        self, word: int, runs: list[tuple[int, int]], keys: Sequence[int], first: int
-    ) -> list[tuple[int, int]]:
-        """Take runs on from where they are (slots, block) by what is expected of these slots, as far as the strides
-        are whole. `keys` are those of the blocks from number `first` on. Returns what is not at its end."""
-        expected, shift, stop, going = self._expected, word * WORD_BITS, first + len(keys), []
-        for slots, at in runs:
-            while (end := at | _IN_STRIDE) < stop:
-                on = slots & expected.get(keys[end - first], 0) >> shift
-                if on != slots:
-                    self._stop_within(word, slots & ~on, keys[at - first : end - first], at)
-                    slots = on
-                    if not slots:
-                        break
-                at = end + 1
-            if slots:
-                going.append((slots, at))
-        return going
-
-    def _stop_within(self, word: int, slots: int, keys: Sequence[int], at: int) -> None:
-        """These slots are not expected to hold all of a stride. `keys`: its blocks from number `at` on."""
-        expected, shift = self._expected, word * WORD_BITS
-        assert self._soon is not None
-        for depth in range(len(keys), 0, -1):
-            far = slots & expected.get(keys[depth - 1], 0) >> shift
-            if far:
-                _settle(self._soon, far, word, at + depth)
-                slots ^= far
-        _settle(self._soon, slots, word, at)
-
     def finish(self) -> Depths:
         """The prompt's blocks are all fed, or `feed` returned False."""
         walked, found, soon = self._walked, self._found, self._soon
@@ -241,11 +214,50 @@ class PrefixWalk:
             if soon is not None:
                 _settle(soon, lane.alive[-1], lane.word, walked)
                 for slots, at in lane.soon:
-                    self._stop_within(lane.word, slots, self._recent[at - walked + len(self._recent) :], at)
+                    left = self._recent[at - walked + len(self._recent) :]
+                    _stop_within(self._expected, soon, lane.word, slots, left, at)
         self._lanes = []
         held = found[-1]
         host = found[1] if _HOST in self._views else found[0]
         return Depths(found[0], host, held, held if soon is None or soon == held else soon)
+
+
+def _follow(
+    expected: dict[int, int],
+    levels: Levels,
+    word: int,
+    runs: list[tuple[int, int]],
+    keys: Sequence[int],
+    first: int,
+) -> list[tuple[int, int]]:
+    """Take runs on from where they are (slots, block) by what is expected of these slots, as far as the strides are
+    whole. `keys` are those of the blocks from number `first` on. Returns what is not at its end."""
+    shift, stop, going = word * WORD_BITS, first + len(keys), []
+    for slots, at in runs:
+        while (end := at | _IN_STRIDE) < stop:
+            on = slots & expected.get(keys[end - first], 0) >> shift
+            if on != slots:
+                _stop_within(expected, levels, word, slots & ~on, keys[at - first : end - first], at)
+                slots = on
+                if not slots:
+                    break
+            at = end + 1
+        if slots:
+            going.append((slots, at))
+    return going
+
+
+def _stop_within(
+    expected: dict[int, int], levels: Levels, word: int, slots: int, keys: Sequence[int], at: int
+) -> None:
+    """These slots are not expected to hold all of a stride. `keys`: its blocks from number `at` on."""
+    shift = word * WORD_BITS
+    for depth in range(len(keys), 0, -1):
+        far = slots & expected.get(keys[depth - 1], 0) >> shift
+        if far:
+            _settle(levels, far, word, at + depth)
+            slots ^= far
+    _settle(levels, slots, word, at)
 
 
 _Masks = list[int] | Words
