@@ -253,6 +253,7 @@ class KvEventsConfig(Section, frozen=True, kw_only=True):
     turn_budget_ms: TurnBudget = 2.0
     replay_idle_secs: Secs = 2.0
     resync_secs: Secs = 30.0
+    quiet_check_secs: SecsOrZero = 2.0
     expect_ttl_secs: SecsOrZero = 10.0
     max_blocks: Count = 40000000
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)

@@ -51,6 +51,8 @@ _PIECE_GROWTH = 4
 _TURN_BLOCKS = 64
 # Up to here all is hashed at once.
 _SHORT_BLOCKS = 32
+# Up to here all is looked at block by block, where most of it need not be hashed.
+_LOOP_BLOCKS = 160
 _PIECE_BLOCKS = 2_048
 _REPLAYS_AT_ONCE = 8
 _MAX_RESYNC_SECS = 600.0
@@ -434,7 +436,7 @@ class KvIndex:
         for hasher, group in self._groups.get(model_id, {}).items():
             keys = PromptKeys(prompt, hasher, namespace)
             blocks, memo, seen = keys.blocks, keys.memo, None
-            if blocks <= _SHORT_BLOCKS:
+            if blocks <= _SHORT_BLOCKS or (blocks <= _LOOP_BLOCKS and blocks - keys.known <= _TURN_BLOCKS):
                 words = keys.slice(0, blocks)
                 depths = self.tree.depths(group.mask, words)
                 if self.bound.watching:

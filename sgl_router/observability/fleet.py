@@ -138,6 +138,14 @@ class FleetCollector(Collector):
         for repair, value in totals.repairs.items():
             repairs.add_metric((repair.value,), value)
         yield repairs
+        checks = CounterMetricFamily(
+            "sgl_router_kv_event_quiet_checks",
+            "Quiet streams whose worker was asked whether frames were lost, by what came of it.",
+            labels=("outcome",),
+        )
+        for found, value in self._index.quiet.outcomes.items():
+            checks.add_metric((found.value,), value)
+        yield checks
         ranks = CounterMetricFamily(
             "sgl_router_kv_snapshot_ranks",
             "Ranks at a start from a snapshot, by what became of them.",

@@ -97,6 +97,7 @@ class Daemon:
             turn_budget_secs=events.turn_budget_ms / 1e3,
             replay_idle_secs=events.replay_idle_secs,
             resync_secs=events.resync_secs,
+            quiet_check_secs=events.quiet_check_secs,
             expect_ttl_secs=events.expect_ttl_secs,
             max_blocks=events.max_blocks,
         )

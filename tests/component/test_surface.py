@@ -255,6 +255,7 @@ async def test_metrics_have_the_names_dashboards_know(rig) -> None:
         "sgl_router_event_loop_lag_seconds_count",
         "sgl_router_stale_requests_total",
         "sgl_router_kv_event_decode_failures_total",
+        "sgl_router_kv_event_quiet_checks_total",
     ):
         assert name in text
 

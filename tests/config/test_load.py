@@ -53,7 +53,7 @@ def test_defaults_are_the_documented_ones(minimal: Minimal) -> None:
     assert (health.failure_threshold, health.success_threshold) == (3, 1)
     events = config.kv_events
     assert (events.receive_high_water_mark, events.max_message_bytes) == (100000, 67108864)
-    assert events.turn_budget_ms == 2.0
+    assert (events.turn_budget_ms, events.quiet_check_secs) == (2.0, 2.0)
 
 
 def test_values_arrive_as_their_types(minimal: Minimal) -> None:

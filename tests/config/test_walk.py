@@ -86,6 +86,10 @@ PROBLEMS = [
         {"kv_events": {"turn_budget_ms": 0}},
         "kv_events.turn_budget_ms: expected milliseconds, above 0 and at most 100, got 0",
     ),
+    (
+        {"kv_events": {"quiet_check_secs": -1}},
+        "kv_events.quiet_check_secs: expected a number of seconds, 0 or more, got -1",
+    ),
     (k8s(port=0), "discovery.k8s.port: expected an integer from 1 to 65535, got 0"),
     # numbers
     (

@@ -123,29 +123,14 @@ class Fleet:
             until(live, f"events of rank {rank} of {worker.url} at the router", timeout=20)
 
     def await_witnessed(self, worker: WorkerClient, timeout: float = 30.0) -> WorkerView:
-        """Return once every stream of the worker is live, complete, and as far as the worker has published.
-
-        What is lost at the very end of a busy time shows only with the next frame (docs/kv_events.md): after a while
-        the worker is made to publish one.
-        """
-        nudge_at = time.monotonic() + 5.0
+        """Return once every stream of the worker is live, complete, and as far as the worker has published."""
 
         def witnessed() -> WorkerView | None:
-            nonlocal nudge_at
             view = self.router.workers().get(worker.url)
             if view is None or not view.healthy:
                 return None
-            streams, published = view.streams(), self.ledger(worker).next_seq()
-            pairs = list(zip(streams, published, strict=True))
-            if all(s.witnessed and s.next_seq == seq for s, seq in pairs):
-                return view
-            if time.monotonic() > nudge_at:
-                nudge_at += 5.0
-                for rank, (stream, seq) in enumerate(pairs):
-                    if stream.next_seq is not None and seq is not None and stream.next_seq < seq:
-                        messages = self.prompts.user(("nudge", next(self._greetings)), 4 * self.page)
-                        worker.chat({"model": self.router.model, "messages": messages, "max_tokens": 1}, rank=rank)
-            return None
+            pairs = zip(view.streams(), self.ledger(worker).next_seq(), strict=True)
+            return view if all(s.witnessed and s.next_seq == seq for s, seq in pairs) else None
 
         try:
             view = until(witnessed, f"streams of {worker.url} live and complete", timeout)
