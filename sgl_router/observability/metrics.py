@@ -102,6 +102,11 @@ class Metrics:
             "sgl_router_event_loop_lag_seconds", "How late the event loop ran a timer that was due.", buckets=_LAG
         )
         self.records_lost = Counter("sgl_router_records_lost", "Requests whose log line could not be written.")
+        self.process_restarts = Counter(
+            "sgl_router_process_restarts",
+            "Processes of this router started again, by why: died, hung.",
+            ("process", "cause"),
+        )
         self.draining = Gauge("sgl_router_draining", "1 while shutting down.")
         self._models: dict[str, tuple[Spread, Spread, Spread]] = {}
         self._registry = CollectorRegistry()
@@ -154,4 +159,5 @@ class _RequestCollector(Collector):
         yield found.queue_outcomes.family()
         yield found.loop_lag.family()
         yield found.records_lost.family()
+        yield found.process_restarts.family()
         yield found.draining.family()

@@ -20,6 +20,7 @@ class LoadGuard:
     """One request's share of its target's load. A context manager: leaving it releases. Releasing twice is harmless."""
 
     __slots__ = (
+        "_adopted",
         "_began",
         "_decode_blocks",
         "_owner",
@@ -37,6 +38,7 @@ class LoadGuard:
         self._prefill_tokens = prefill_tokens
         self._decode_blocks = decode_blocks
         self._began: float | None = None
+        self._adopted = False
         self.target = target
         self.started = started
         self.expired = False
@@ -54,12 +56,13 @@ class LoadGuard:
         forecast = target.forecast
         if forecast is not None:
             now = owner.clock()
-            if computed:
-                self._began = now
+            if computed and not self._adopted:
                 forecast.prompts.computed(self, now)
-                forecast.answers.begin(now)
             else:
                 forecast.prompts.remove(self, now)
+            if computed:
+                self._began = now
+                forecast.answers.begin(now)
 
     def release(self, output_tokens: int | None = None) -> None:
         """`output_tokens`: the answer's length, where it is known."""
@@ -75,7 +78,7 @@ class LoadGuard:
             now = owner.clock()
             forecast.prompts.remove(self, now)
             if self._began is not None:
-                forecast.answers.end(self._began, now, output_tokens)
+                forecast.answers.end(self._began, now, None if self._adopted else output_tokens)
         self.on_expire = None
         owner._forget(self)
 
@@ -118,16 +121,24 @@ class ActiveLoad:
     ) -> LoadGuard:
         """Charge a dispatched request to its target: tokens still to prefill, KV blocks it will hold. `streamed`: its
         first byte will tell when its prompt has been computed."""
-        guard = LoadGuard(self, target, prefill_tokens, decode_blocks, now)
-        target.inflight += 1
-        target.processed += 1
-        target.last_selected = next(self._selections)
-        target.prefill_tokens += prefill_tokens
-        target.decode_blocks += decode_blocks
+        guard = self._charge(target, prefill_tokens, decode_blocks, now)
         forecast = target.forecast
         if forecast is not None:
             forecast.prompts.add(guard, prefill_tokens, streamed=streamed, now=now)
-        self._guards[guard] = None
+        return guard
+
+    def adopt(
+        self, target: Target, *, prefill_tokens: int, decode_blocks: int, now: float, streamed: bool, computed: bool
+    ) -> LoadGuard:
+        """Charge a request that another process dispatched some time ago; `computed`: its first byte has been. When it
+        began nobody here knows: how long its prompt and its answer take teaches nothing of the target's speed."""
+        guard = self._charge(target, prefill_tokens, decode_blocks, now)
+        guard._adopted = True
+        forecast = target.forecast
+        if computed:
+            guard.first_byte()
+        elif forecast is not None:
+            forecast.prompts.add(guard, prefill_tokens, streamed=streamed, now=now)
         return guard
 
     def expire(self, now: float, max_age: float) -> int:
@@ -165,6 +176,16 @@ class ActiveLoad:
     def worker_removed(self, worker: Worker) -> None:
         """Requests it still serves keep their guards and release them on the removed incarnation."""
         self._workers.discard(worker)
+
+    def _charge(self, target: Target, prefill_tokens: int, decode_blocks: int, now: float) -> LoadGuard:
+        guard = LoadGuard(self, target, prefill_tokens, decode_blocks, now)
+        target.inflight += 1
+        target.processed += 1
+        target.last_selected = next(self._selections)
+        target.prefill_tokens += prefill_tokens
+        target.decode_blocks += decode_blocks
+        self._guards[guard] = None
+        return guard
 
     def _forget(self, guard: LoadGuard) -> None:
         self._guards.pop(guard, None)

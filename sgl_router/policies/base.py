@@ -32,7 +32,7 @@ class DecisionReason(str, Enum):
     SPREAD = "spread"
     """Others hold a prefix, but this target starts sooner (kv_cost)."""
     IMBALANCED = "imbalanced"
-    """Load was too uneven to look at prefixes: least load."""
+    """Load was too uneven for prefixes to decide: near the least load, whoever of those holds most of it."""
     UNMATCHABLE = "unmatchable"
     """The prompt's blocks cannot be known here (see `Unmatched`): least load."""
     ROUND_ROBIN = "round_robin"

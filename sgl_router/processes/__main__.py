@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--parent", type=int, required=True)
     parser.add_argument("--control", type=int, required=True, metavar="FD")
+    parser.add_argument("--beat-secs", type=float, required=True)
     parser.add_argument("--listener", type=int, metavar="FD")
     parser.add_argument("--number", type=int, default=0)
     options = parser.parse_args()
@@ -43,7 +44,7 @@ def main() -> int:
     structlog.contextvars.bind_contextvars(process=name)
 
     async def run() -> int:
-        control = Control(options.control)
+        control = Control(options.control, options.beat_secs)
         if options.role == "routing":
             from .routing import run_routing
 

@@ -7,11 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+
 from .control import Order
+from .pulse import Pulse, Watch
 
 __all__ = ["Child"]
+
+log = structlog.get_logger(__name__)
 
 _LINGER_SECS = 2.0
 _LOOK_SECS = 0.005
@@ -21,12 +27,21 @@ class Child:
     """Started any number of times, one process at a time. `listener` stays the supervisor's: a process that is
     started again takes over the connections that wait on it."""
 
-    def __init__(self, name: str, arguments: list[str], folder: Path, listener: socket.socket | None = None) -> None:
+    def __init__(
+        self, name: str, arguments: list[str], folder: Path, watch: Watch, listener: socket.socket | None = None
+    ) -> None:
         self.name = name
         self._arguments = [*arguments, "--folder", str(folder), "--parent", str(os.getpid())]
+        self._arguments += ["--beat-secs", str(watch.turn_secs)]
+        self._watch = watch
         self.listener = listener
+        self.on_born: Callable[[], None] = lambda: None
+        """Called when a process has been started, and can be told something."""
         self.ready = asyncio.Event()
         """Set while a process is there that has said so."""
+        self.hung = False
+        """Whether the last process was ended because it hung."""
+        self._pulse = Pulse(watch.patience)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
@@ -35,9 +50,11 @@ class Child:
         return self._process.pid if self._process is not None else None
 
     async def live(self) -> int:
-        """Start a process and stay with it to its end. The exit status, negative for a signal."""
+        """Start a process and stay with it to its end. The exit status, negative for a signal. Raises OSError where
+        the system has no process to give."""
         process, control = self._spawn()
         try:
+            self.on_born()
             await self._follow(control)
             return await self._ended(process)
         finally:
@@ -48,28 +65,33 @@ class Child:
             process.wait()
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        self.hung, self._pulse = False, Pulse(self._watch.patience)
         ours, theirs = socket.socketpair()
-        with theirs:
-            passed = [theirs.fileno()]
-            arguments = [*self._arguments, "--control", str(theirs.fileno())]
-            if self.listener is not None:
-                passed.append(self.listener.fileno())
-                arguments += ["--listener", str(self.listener.fileno())]
-            # Its own session: a Ctrl-C on the terminal is for the supervisor.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "sgl_router.processes", *arguments],
-                pass_fds=passed,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        try:
+            with theirs:
+                passed = [theirs.fileno()]
+                arguments = [*self._arguments, "--control", str(theirs.fileno())]
+                if self.listener is not None:
+                    passed.append(self.listener.fileno())
+                    arguments += ["--listener", str(self.listener.fileno())]
+                # Its own session: a Ctrl-C on the terminal is for the supervisor.
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "sgl_router.processes", *arguments],
+                    pass_fds=passed,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except OSError:
+            ours.close()
+            raise
         self._control = ours
         return self._process, ours
 
-    def say(self, order: Order) -> None:
+    def say(self, order: Order, *words: str) -> None:
         """Nothing happens where there is no process, or it has gone."""
         if self._control is not None:
             try:
-                self._control.sendall(order.value.encode() + b"\n")
+                self._control.sendall(" ".join((order.value, *words)).encode() + b"\n")
             except OSError:
                 pass
 
@@ -77,6 +99,15 @@ class Child:
         """`live` then returns."""
         if self._process is not None:
             self._process.kill()
+
+    def end_if_it_hangs(self) -> None:
+        """To be called once in each turn of the watch. A process that has not been ready yet is left alone."""
+        if not self.ready.is_set() or self.hung or not self._pulse.turn():
+            return
+        self.hung = True
+        secs = self._watch.patience * self._watch.turn_secs
+        log.error("a process hangs, killing it", name=self.name, pid=self.pid, silent_secs=secs)
+        self.kill()
 
     async def _follow(self, control: socket.socket) -> None:
         """Until the other end of the control socket closes, which only the end of the process does."""
@@ -90,8 +121,9 @@ class Child:
                 return
             if not data:
                 return
+            self._pulse.beat()
             heard = (heard + data)[-256:]
-            if Order.READY.value.encode() + b"\n" in heard:
+            if not self.ready.is_set() and Order.READY.value.encode() + b"\n" in heard:
                 self.ready.set()
 
     async def _ended(self, process: subprocess.Popen[bytes]) -> int:

@@ -1,4 +1,5 @@
-"""The socket between the supervisor and one of its processes: `ready` comes up, `drain` and `stop` go down."""
+"""The socket between the supervisor and one of its processes, a line a message: `ready` and `alive` come up, `drain`,
+`stop` and `restarted` go down."""
 
 from __future__ import annotations
 
@@ -6,11 +7,12 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Callable
 from enum import Enum
 
 import structlog
 
-__all__ = ["Control", "Order", "die_with_parent"]
+__all__ = ["Cause", "Control", "Order", "die_with_parent"]
 
 log = structlog.get_logger(__name__)
 
@@ -20,16 +22,31 @@ _SIGKILL = 9
 
 class Order(str, Enum):
     READY = "ready"
-    """The one word that goes up."""
+    """Goes up, once."""
+    ALIVE = "alive"
+    """Goes up again and again after `ready`, from a timer of the event loop: it turns."""
     DRAIN = "drain"
     """Say that you are about to go, and after `shutdown_drain_secs` go (the routing process waits for `stop`)."""
     STOP = "stop"
+    RESTARTED = "restarted"
+    """To the routing process, which shows the metrics: name of a process, `Cause`, how often by now."""
+
+
+class Cause(str, Enum):
+    """Why a process was started again: the metric label."""
+
+    DIED = "died"
+    HUNG = "hung"
+    """Its event loop did not turn: the supervisor ended it."""
 
 
 class Control:
     """A process's end. When the supervisor is gone, so is the process."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, beat_secs: float = 1.0) -> None:
+        self.restarted: Callable[[str, str, int], None] = lambda name, cause, count: None
+        """Called with every `restarted`. Set it before `start`."""
+        self._beat_secs = beat_secs
         self._socket = socket.socket(fileno=descriptor)
         self._drain = asyncio.Event()
         self._stop = asyncio.Event()
@@ -44,6 +61,12 @@ class Control:
         """Tell the supervisor that requests can be answered."""
         assert self._writer is not None
         self._writer.write(Order.READY.value.encode() + b"\n")
+        self._beat(self._writer.transport)
+
+    def _beat(self, transport: asyncio.WriteTransport) -> None:
+        if not transport.get_write_buffer_size():  # a supervisor that does not read has not lost anything
+            transport.write(Order.ALIVE.value.encode() + b"\n")
+        asyncio.get_running_loop().call_later(self._beat_secs, self._beat, transport)
 
     async def drain(self) -> None:
         await self._drain.wait()
@@ -54,11 +77,15 @@ class Control:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
-                if line.strip() == Order.DRAIN.value.encode():
+                order, *words = line.decode().split()
+                if order == Order.DRAIN.value:
                     self._drain.set()
-                elif line.strip() == Order.STOP.value.encode():
+                elif order == Order.STOP.value:
                     self._drain.set()
                     self._stop.set()
+                elif order == Order.RESTARTED.value:
+                    name, cause, count = words
+                    self.restarted(name, cause, int(count))
         except OSError:
             pass
         log.error("the supervisor is gone, exiting")

@@ -190,8 +190,8 @@ class LeaseSide:
         lease = self._leases.get(message.seq)
         if lease is not None:
             lease.first_byte(message.status)
-        elif message.seq in self._waiting:
-            self._waiting[message.seq].prefill_tokens = 0
+        elif (declared := self._waiting.get(message.seq)) is not None:
+            declared.prefill_tokens, declared.computed = 0, True
 
     def _end(self, message: End) -> None:
         lease = self._leases.pop(message.seq, None)
@@ -212,8 +212,13 @@ class LeaseSide:
             return  # another server by now: the request cannot be on it
         now = server.clock()
         target = worker.targets[message.dp_rank]
-        guard = server.load.acquire(
-            target, prefill_tokens=message.prefill_tokens, decode_blocks=message.decode_blocks, now=now
+        guard = server.load.adopt(
+            target,
+            prefill_tokens=message.prefill_tokens,
+            decode_blocks=message.decode_blocks,
+            now=now,
+            streamed=message.streamed,
+            computed=message.computed,
         )
         decision = RouteDecision(
             target,

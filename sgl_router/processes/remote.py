@@ -259,13 +259,13 @@ class RemoteRouting:
         if local is None:
             return None
         self._fell_back(ask.model_id)
-        lease = self._hold(next(self._numbers), ask.model_id, local)
+        lease = self._hold(next(self._numbers), ask, local)
         if self._link is not None:
             self._link.send(lease.declaration())
         return lease
 
-    def _hold(self, seq: int, model_id: str, local: LocalLease) -> RemoteLease:
-        lease = self._leases[seq] = RemoteLease(self, seq, model_id, local)
+    def _hold(self, seq: int, ask: Ask, local: LocalLease) -> RemoteLease:
+        lease = self._leases[seq] = RemoteLease(self, seq, ask, local)
         return lease
 
     # --- what is heard ------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ class RemoteRouting:
         elif future.done():  # cancelled in this very turn
             self.tell(End(message.seq, Outcome.CLIENT_GONE, None))
         else:
-            lease = self._hold(message.seq, ask.model_id, self._here(worker, message))
+            lease = self._hold(message.seq, ask, self._here(worker, message))
             if ask.held_at is not None:
                 lease.waited_secs = self.clock() - ask.held_at
             future.set_result(lease)

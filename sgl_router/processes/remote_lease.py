@@ -9,6 +9,7 @@ from .wire import Declare, End, FirstByte
 
 if TYPE_CHECKING:
     from sgl_router.observability import Outcome
+    from sgl_router.routing import Ask
     from sgl_router.routing.local import LocalLease
 
 __all__ = ["RemoteLease"]
@@ -30,14 +31,16 @@ class RemoteLease:
         "_owner",
         "_prefilled",
         "_seq",
+        "_streamed",
         "decision",
         "waited_secs",
     )
 
-    def __init__(self, owner: _Owner, seq: int, model_id: str, local: LocalLease) -> None:
+    def __init__(self, owner: _Owner, seq: int, ask: Ask, local: LocalLease) -> None:
         self._owner: _Owner | None = owner
         self._seq = seq
-        self._model_id = model_id
+        self._model_id = ask.model_id
+        self._streamed = ask.streamed
         self._local = local
         self.decision = local.decision
         self.waited_secs = 0.0
@@ -87,4 +90,6 @@ class RemoteLease:
             decision.target.dp_rank,
             0 if self._prefilled else decision.uncached_tokens,
             -(-tokens // max(decision.page_size, 1)),
+            self._streamed,
+            self._prefilled,
         )

@@ -39,10 +39,15 @@ _LOOK_SECS = 0.02
 async def run_routing(config: Config, paths: Paths, control: Control) -> int:
     """Until the supervisor says stop. Data processes are let in once the workers have been asked who they are: what
     they knew before is better than an empty registry."""
+    restarts: dict[tuple[str, str], int] = {}
+    control.restarted = lambda name, cause, count: restarts.update({(name, cause): count})
     await control.start()
     daemon = Daemon(config, listener=_admin_socket(paths), front=AdminFront, models=_without_tokenizers)
     await daemon.start()
     services = daemon.services
+    control.restarted = lambda name, cause, count: _show_restart(services, (name, cause), count)
+    for labels, count in restarts.items():
+        _show_restart(services, labels, count)
     server = LeaseServer(
         daemon.routing,
         services.registry,
@@ -88,6 +93,10 @@ def _learn(services: Services, hello: Hello) -> None:
     for name, length in hello.max_model_lens.items():
         if name in services.models:
             cast("_Unloaded", services.models[name].tokenizer).max_model_len = length
+
+
+def _show_restart(services: Services, labels: tuple[str, str], count: int) -> None:
+    services.metrics.process_restarts.labels(*labels).value = count
 
 
 def _admin_socket(paths: Paths) -> socket.socket:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,8 +21,9 @@ from sgl_router import __version__
 from sgl_router.server.listen import StartupError, bind
 
 from .child import Child
-from .control import Order
+from .control import Cause, Order
 from .paths import Paths
+from .pulse import Watch
 
 if TYPE_CHECKING:
     from sgl_router.config import Config
@@ -33,11 +35,12 @@ log = structlog.get_logger(__name__)
 _RESTART_SECS = (0.05, 5.0)
 _WELL_AFTER_SECS = 30.0
 _STOP_SECS = 10.0
+_WATCH = Watch()
 # A socket's whole path has at most 107 bytes.
 _LONGEST_TEMPDIR = 70
 
 
-def supervise(config: Config) -> int:
+def supervise(config: Config, watch: Watch = _WATCH) -> int:
     """Run the router until a signal. 0 after a clean shutdown, 2 if it could not start."""
     server = config.server
     with contextlib.ExitStack() as stack:
@@ -48,7 +51,7 @@ def supervise(config: Config) -> int:
             print(f"sgl-router: {error}", file=sys.stderr)
             return 2
         paths.config.write_bytes(msgspec.json.encode(config))
-        return asyncio.run(Supervisor(config, paths, listeners).run())
+        return asyncio.run(Supervisor(config, paths, listeners, watch).run())
 
 
 @contextlib.contextmanager
@@ -67,14 +70,19 @@ def _private_folder() -> Iterator[Paths]:
 class Supervisor:
     """One routing process, and a data process for each listener."""
 
-    def __init__(self, config: Config, paths: Paths, listeners: list[socket.socket]) -> None:
+    def __init__(
+        self, config: Config, paths: Paths, listeners: list[socket.socket], watch: Watch = _WATCH
+    ) -> None:
         self._config = config
         self._listeners = listeners
-        self._routing = Child("routing", ["routing"], paths.folder)
+        self._watch_secs = watch.turn_secs
+        self._routing = Child("routing", ["routing"], paths.folder, watch)
+        self._routing.on_born = self._tell_restarts
         self._data = [
-            Child(f"data-{number}", ["data", "--number", str(number)], paths.folder, listener)
+            Child(f"data-{number}", ["data", "--number", str(number)], paths.folder, watch, listener)
             for number, listener in enumerate(listeners)
         ]
+        self._restarts: Counter[tuple[str, Cause]] = Counter()
         self._stopping = False
         self._started = False
 
@@ -109,7 +117,9 @@ class Supervisor:
             if not asked.is_set():
                 self._started = True
                 self._announce()
+                watching = asyncio.create_task(self._watch())
                 await signalled
+                watching.cancel()  # who takes long to stop is dealt with below
                 await self._take_down(keepers)
             return 0
         finally:
@@ -126,16 +136,34 @@ class Supervisor:
         pause = _RESTART_SECS[0]
         while True:
             born = loop.time()
-            status = await child.live()
+            status: int | None = None
+            try:
+                status = await child.live()
+            except OSError as error:  # too many processes or open files, or no memory: that may pass
+                log.error("a process could not be started", name=child.name, reason=error.strerror)
             if self._stopping or not self._started:
-                return status
+                return os.EX_OSERR if status is None else status
             if loop.time() - born >= _WELL_AFTER_SECS:
                 pause = _RESTART_SECS[0]
-            log.error("a process died, starting it again", name=child.name, status=status, in_secs=pause)
+            if status is not None:
+                log.error("a process died, starting it again", name=child.name, status=status, in_secs=pause)
+                self._restarts[child.name, Cause.HUNG if child.hung else Cause.DIED] += 1
+                self._tell_restarts()
             await asyncio.sleep(pause)
             pause = min(pause * 2, _RESTART_SECS[1])
             if self._stopping:
-                return status
+                return status or 0
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self._watch_secs)
+            for child in (self._routing, *self._data):
+                child.end_if_it_hangs()
+
+    def _tell_restarts(self) -> None:
+        """Totals, so that a new routing process need not know what the last one was told."""
+        for (name, cause), count in self._restarts.items():
+            self._routing.say(Order.RESTARTED, name, cause.value, str(count))
 
     async def _all_ready(self) -> None:
         for child in (self._routing, *self._data):

@@ -102,7 +102,8 @@ class End(Message, tag=4):
 
 
 class Declare(Message, tag=5):
-    """A lease the routing process does not know: chosen without it, or by its predecessor."""
+    """A lease the routing process does not know: chosen without it, or by its predecessor. `computed`: its first byte
+    has been."""
 
     seq: int
     url: str
@@ -110,6 +111,8 @@ class Declare(Message, tag=5):
     dp_rank: int
     prefill_tokens: int
     decode_blocks: int
+    streamed: bool
+    computed: bool
 
 
 class Counts(Message, tag=6):

@@ -268,10 +268,10 @@ class LocalLease:
             or outcome is Outcome.INCOMPLETE
             or outcome is Outcome.TIMEOUT
         ):
-            if not permit.settled:
+            if permit.settled:  # praised at its first byte
+                permit.broke_off(now)
+            else:
                 permit.failure(now)
-            elif (again := worker.breaker.acquire(now)) is not None:  # praised at its first byte, then it broke off
-                again.failure(now)
         else:
             permit.release(now)
         # What the log of decisions keeps must not keep the prompt's keys.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from sgl_router.workers import BreakerState, HealthState
+from sgl_router.workers import BreakerState, HealthState, WorkerMode
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import PromptMatch
@@ -119,6 +119,8 @@ def _terms(cost: CandidateCost) -> dict[str, Any]:
 
 
 def _why_not(worker: Worker) -> str:
+    if worker.mode is not WorkerMode.PLAIN:
+        return f"{worker.mode.value} worker"
     if worker.health is not HealthState.HEALTHY:
         return str(worker.health.value)
     return "circuit open" if worker.breaker.state is not BreakerState.CLOSED else "not a candidate"

@@ -148,9 +148,8 @@ def _has_room(target: Target, bound_secs: float, now: float) -> bool:
     if target.forecast is None:
         return True
     prompts = target.forecast.prompts
-    return not len(prompts) or (
-        bound_secs > 0 and prompts.tokens(now) <= bound_secs * prompts.speed.tokens_per_sec
-    )
+    ahead = prompts.tokens(now)  # first: it is this look that takes those to be computed that do not tell
+    return not len(prompts) or (bound_secs > 0 and ahead <= bound_secs * prompts.speed.tokens_per_sec)
 
 
 def _rank(item: Waiting) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 
 __all__ = ["BreakerState", "CircuitBreaker", "Permit"]
@@ -20,7 +21,7 @@ class CircuitBreaker:
     so results that arrive late neither prolong a cool-down nor close a circuit they know nothing about.
     """
 
-    __slots__ = ("_probing", "cool_down_secs", "failures", "opened_at", "state", "threshold", "transitions")
+    __slots__ = ("_probing", "cool_down_secs", "failures", "moved", "opened_at", "state", "threshold", "transitions")
 
     def __init__(self, threshold: int = 3, cool_down_secs: float = 30.0) -> None:
         self.threshold = threshold
@@ -29,6 +30,8 @@ class CircuitBreaker:
         self.failures = 0
         self.opened_at = 0.0
         self.transitions = 0
+        self.moved: Callable[[BreakerState], None] = lambda state: None
+        """Called with every new state. Must not raise."""
         self._probing = False
 
     def would_allow(self, now: float) -> bool:
@@ -54,14 +57,17 @@ class CircuitBreaker:
         self.transitions += 1
         self.failures = 0
         self._probing = False
+        self.moved(state)
 
-    def _succeeded(self, epoch: int) -> None:
+    def _succeeded(self, epoch: int) -> int:
+        """The epoch that the success belongs to: the one it has begun, if it has."""
         if epoch != self.transitions:
-            return
+            return epoch
         if self.state is BreakerState.HALF_OPEN:
             self._move(BreakerState.CLOSED)
         else:
             self.failures = 0
+        return self.transitions
 
     def _failed(self, epoch: int, now: float) -> None:
         if epoch != self.transitions:
@@ -77,7 +83,7 @@ class CircuitBreaker:
 
 
 class Permit:
-    """The right to send one request. It settles once; every later call does nothing."""
+    """The right to send one request. It settles once; every later call does nothing, but for `broke_off`."""
 
     __slots__ = ("_breaker", "_epoch", "settled")
 
@@ -90,12 +96,18 @@ class Permit:
         """The worker did its part."""
         if not self.settled:
             self.settled = True
-            self._breaker._succeeded(self._epoch)
+            self._epoch = self._breaker._succeeded(self._epoch)
 
     def failure(self, now: float) -> None:
         """The worker is to blame."""
         if not self.settled:
             self.settled = True
+            self._breaker._failed(self._epoch, now)
+
+    def broke_off(self, now: float) -> None:
+        """The worker is to blame after a `success` that was told at the first byte: a failure like any other, as long
+        as the state lasts that the success was told in, or brought about."""
+        if self.settled:
             self._breaker._failed(self._epoch, now)
 
     def release(self, now: float) -> None:

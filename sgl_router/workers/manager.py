@@ -172,10 +172,4 @@ class WorkerManager:
         if model is not None:
             rules = model.circuit_breaker
             return ModelBinding(name, CircuitBreaker(rules.threshold, rules.cool_down_secs))
-        log.warning(
-            "worker serves a model that is not configured, no request will reach it:"
-            " set models[].id or the worker's --served-model-name so that they agree",
-            served=name,
-            configured=sorted(self._models),
-        )
-        return ModelBinding(name, CircuitBreaker())
+        return ModelBinding(name, CircuitBreaker(), unlike=sorted(self._models))

@@ -14,7 +14,7 @@ import structlog
 
 from sgl_router.discovery.base import WorkerMode
 from sgl_router.workers.backoff import Backoff, worth_logging
-from sgl_router.workers.breaker import CircuitBreaker
+from sgl_router.workers.breaker import BreakerState, CircuitBreaker
 from sgl_router.workers.fault import WorkerFault
 from sgl_router.workers.health import HealthTracker, Probe, ProbeResult
 from sgl_router.workers.info import WorkerInfo
@@ -32,10 +32,12 @@ _REMEMBERED_STARTS = 16
 
 
 class ModelBinding(NamedTuple):
-    """Which model a worker belongs to, and the breaker it gets."""
+    """Which model a worker belongs to, and the breaker it gets. `unlike`: the models that are configured, where this
+    is none of them."""
 
     model_id: str
     breaker: CircuitBreaker
+    unlike: list[str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +294,7 @@ class WorkerSupervisor:
 
     def _register(self, info: WorkerInfo, health: HealthState) -> None:
         self._unregister()
-        model_id, breaker = self._bind(info)
+        model_id, breaker, unlike = self._bind(info)
         mode = self._mode_of(info)
         worker = Worker(self.url, info, model_id=model_id, mode=mode, breaker=breaker, health=health)
         if info.started_at is not None:
@@ -313,6 +315,16 @@ class WorkerSupervisor:
             version=info.version,
             health=health.value,
         )
+        breaker.moved = lambda state: self._circuit(worker, state)
+        if unlike is not None:
+            log.warning(
+                "worker serves a model that is not configured, no request will reach it:"
+                " set models[].id or the worker's --served-model-name so that they agree",
+                worker=self.id,
+                url=self.url,
+                served=model_id,
+                configured=unlike,
+            )
         for note in info.notes:
             log.warning("worker set-up", worker=self.id, url=self.url, note=note)
         if self._mode_hint is not None and self._mode_hint is not mode:
@@ -325,6 +337,14 @@ class WorkerSupervisor:
             )
         self.worker = worker
         self._registry.add(worker)
+
+    def _circuit(self, worker: Worker, state: BreakerState) -> None:
+        about = {"worker": worker.id, "url": self.url}
+        if state is BreakerState.OPEN:
+            secs = worker.breaker.cool_down_secs
+            log.warning("circuit opened: requests keep failing, none is sent for now", cool_down_secs=secs, **about)
+        elif state is BreakerState.CLOSED:
+            log.info("circuit closed: a request succeeded again", **about)
 
     def _unregister(self) -> None:
         worker, self.worker = self.worker, None

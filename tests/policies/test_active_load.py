@@ -260,3 +260,42 @@ def test_a_refusal_teaches_no_speed() -> None:
     assert target.forecast.prompts.speed.observations == 0
     assert target.forecast.prompts.speed.tokens_per_sec == 1_000.0
     assert target.forecast.answers.count == 0
+
+
+def test_what_was_adopted_is_charged_and_teaches_nothing() -> None:
+    now = 100.0
+    load = ActiveLoad({"m": 1_000.0}, clock=lambda: now)
+    worker = Worker("http://a:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(worker)
+    (target,) = worker.targets
+    forecast = target.forecast
+    assert forecast is not None
+    begun, *waiting = [
+        load.adopt(target, prefill_tokens=tokens, decode_blocks=5, now=now, streamed=True, computed=not tokens)
+        for tokens in (0, *[8_000] * 8)
+    ]
+    assert load_of(target) == (9, 64_000, 45)
+    assert (len(forecast.prompts), forecast.answers.count) == (8, 1), "one of them has been computed"
+    for guard in waiting:  # all at once: the router has been away
+        now += 1e-6
+        guard.first_byte()
+    assert (len(forecast.prompts), forecast.answers.count) == (0, 9)
+    assert (forecast.prompts.speed.observations, forecast.prompts.speed.tokens_per_sec) == (0, 1_000.0)
+    usual = forecast.answers.tokens_per_sec
+    now += 1.0
+    for guard in (begun, *waiting):
+        guard.release(output_tokens=9_000)
+    assert forecast.answers.tokens_per_sec == usual
+    assert (load_of(target), forecast.answers.count) == ((0, 0, 0), 0)
+
+
+def test_what_was_adopted_and_does_not_tell_is_computed_by_the_clock() -> None:
+    now = 0.0
+    load = ActiveLoad({"m": 1_000.0}, clock=lambda: now)
+    worker = Worker("http://a:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(worker)
+    (target,) = worker.targets
+    assert target.forecast is not None
+    load.adopt(target, prefill_tokens=1_000, decode_blocks=5, now=now, streamed=False, computed=False)
+    assert target.forecast.prompts.tokens(0.5) == 500
+    assert target.forecast.prompts.tokens(1.5) == len(target.forecast.prompts) == 0

@@ -10,9 +10,10 @@ import pytest
 from sgl_router.config import ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import QueueFull, QueueTimeout
 from sgl_router.observability import Outcome
-from sgl_router.policies import DecisionReason
+from sgl_router.policies import DecisionReason, Unmatched
 from sgl_router.processes import lease_side
 from sgl_router.processes.wire import Choose, End, Hello, encode_into
+from sgl_router.routing import Ask
 
 A = "http://a:1"
 
@@ -136,3 +137,33 @@ async def test_answers_lengths_are_told_across(rig: Any) -> None:
     lease.end(Outcome.COMPLETED, None, 10_000)
     await rig.until(lambda: answers.tokens_per_sec > before, "its length is known")
     await rig.until(routing.idle, "nothing is left")
+
+
+async def test_what_was_in_flight_before_stands_in_nobodys_way(rig: Any) -> None:
+    routing = await rig.routing(A, config=config())
+    side = await rig.side()
+    begun = await side.choose()
+    begun.first_byte(200)
+    await rig.until(lambda: not routing.worker(A).targets[0].prefill_tokens, "it was told")
+    await routing.server.close()
+    await rig.until(lambda: side.routing.away, "noticed")
+    waiting = [await side.choose(8_000, key=key) for key in range(2, 10)]
+    whole = await side.routing.choose(_whole(), set())
+    successor = await rig.routing(A, config=config(), start=False)
+    await rig.start(successor)
+    await rig.until(lambda: len(successor.load) == 10, "all is declared")
+    forecast = successor.worker(A).targets[0].forecast
+    assert (len(forecast.prompts), forecast.answers.count) == (9, 1), "one of them has been computed"
+    speed = forecast.prompts.speed.tokens_per_sec
+    for lease in waiting:
+        lease.first_byte(200)
+    await rig.until(lambda: forecast.answers.count == 9, "told")
+    assert forecast.prompts.speed.tokens_per_sec == speed, "it did not see them begin"
+    second = await asyncio.wait_for(side.choose(key=20), 20)  # behind the answer that comes whole, computed long ago
+    for lease in (begun, *waiting, whole, second):
+        lease.end(Outcome.COMPLETED)
+    await rig.until(successor.idle, "nothing is left")
+
+
+def _whole() -> Ask:
+    return Ask("m", unmatched=Unmatched.MEDIA, streamed=False)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -22,6 +23,14 @@ from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfi
 
 MODEL = "mock-model"
 CHAT = "/v1/chat/completions"
+# As `sgl-router --config`, with another patience.
+WATCHED = """
+import sys
+from sgl_router.config import load_config
+from sgl_router.processes.supervisor import Watch, supervise
+path, secs, patience = sys.argv[1:]
+sys.exit(supervise(load_config(path).config, Watch(float(secs), int(patience))))
+"""
 
 
 class Router:
@@ -130,7 +139,9 @@ async def start(workers: list[MockWorker], tmp_path: pathlib.Path) -> AsyncItera
         )
         await stack.enter_async_context(session)
 
-        async def run(tokenizer: str = EMBEDDED_TOKENIZER_PATH, **server: Any) -> Router:
+        async def run(
+            tokenizer: str = EMBEDDED_TOKENIZER_PATH, *, watch: tuple[float, int] | None = None, **server: Any
+        ) -> Router:
             path = tmp_path / "config.yaml"
             settings = {
                 "server": {"port": 0, "shutdown_drain_secs": 0, "processes": 2, **server},
@@ -141,6 +152,8 @@ async def start(workers: list[MockWorker], tmp_path: pathlib.Path) -> AsyncItera
             }
             path.write_text(json.dumps(settings))
             arguments = [sys.executable, "-m", "sgl_router", "--config", str(path)]
+            if watch is not None:
+                arguments = [sys.executable, "-c", WATCHED, str(path), *map(str, watch)]
             process = await asyncio.create_subprocess_exec(*arguments, stderr=asyncio.subprocess.PIPE)
             router = Router(process, session)
             stack.push_async_callback(router.close)
@@ -237,6 +250,60 @@ async def test_a_routing_process_that_hangs_explains_nothing_and_holds_nobody_up
         os.kill(routing, signal.SIGCONT)
     await settles(lambda: explained(router), {200})
     await settles(router.inflight, 0)
+
+
+async def test_a_process_that_hangs_is_started_again(start: Start, workers: list[MockWorker]) -> None:
+    router = await start(watch=(0.2, 10))
+    routing, first, second = await router.listening()
+    for pid in (routing, first):  # not for long enough
+        os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(0.6)
+    for pid in (routing, first):
+        os.kill(pid, signal.SIGCONT)
+    await settles(lambda: explained(router), {200})
+    everybody = [router.process.pid, routing, first, second]
+    for pid in everybody:  # long enough, but the supervisor too
+        os.kill(pid, signal.SIGSTOP)
+    await asyncio.sleep(2.5)
+    for pid in everybody:
+        os.kill(pid, signal.SIGCONT)
+    await settles(lambda: explained(router), {200})
+    assert await restarts(router) == {}
+
+    # The routing process: meanwhile requests are decided without it, and none is lost.
+    for worker in workers:
+        worker.gate.close()
+    held = [asyncio.create_task(router.chat(f"held {number}")) for number in range(8)]
+    await settles(router.inflight, 8)
+    os.kill(routing, signal.SIGSTOP)
+    await router.until(lambda: router.said("a process hangs, killing it", name="routing", pid=routing), "noticed")
+    for worker in workers:
+        worker.gate.open()
+    assert {status for status, _ in await asyncio.gather(*held)} == {200}
+    await settles(lambda: ready(router), 200)
+    assert not alive(routing)
+    assert await restarts(router) == {("routing", "hung"): 1}
+    await settles(router.inflight, 0)
+
+    # A data process; and what the routing process shows outlives it.
+    os.kill(first, signal.SIGSTOP)
+    await router.until(lambda: router.said("a process hangs, killing it", name="data-0", pid=first), "noticed")
+    await router.until(lambda: len(router.said("data process connected", data_process=0)) >= 3, "it is back")
+    assert await restarts(router) == {("routing", "hung"): 1, ("data-0", "hung"): 1}
+    os.kill(second, signal.SIGKILL)
+    await settles(lambda: restarts(router), {("routing", "hung"): 1, ("data-0", "hung"): 1, ("data-1", "died"): 1})
+    assert {status for status, _ in await asyncio.gather(*(router.chat() for _ in range(8)))} == {200}
+    router.process.send_signal(signal.SIGTERM)
+    assert await asyncio.wait_for(router.process.wait(), 20) == 0
+    assert "Traceback" not in router.text
+
+
+async def restarts(router: Router) -> dict[tuple[str, str], int]:
+    """By /metrics: process and cause."""
+    status, text = await router.get("/metrics")
+    line = re.compile(r'sgl_router_process_restarts_total\{cause="(\w+)",process="([\w-]+)"\} (\d+)')
+    assert status == 200
+    return {(process, cause): int(count) for cause, process, count in line.findall(text.decode())}
 
 
 async def explained(router: Router) -> set[int]:

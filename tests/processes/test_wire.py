@@ -40,7 +40,7 @@ UP = [
     FirstByte(1, 200),
     End(1, Outcome.COMPLETED, 5, 7),
     End(1, Outcome.CLIENT_GONE, None),
-    Declare(1, "http://a:1", "m", 0, 10, 2),
+    Declare(1, "http://a:1", "m", 0, 10, 2, True, False),
     Counts(b"\0\xff"),
 ]
 DOWN = [

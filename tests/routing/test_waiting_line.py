@@ -110,6 +110,18 @@ def test_a_target_without_own_prompts_has_room_whatever_others_send_it() -> None
     assert not scene.line.has_room(scene.targets, 0.0)
 
 
+def test_a_prompt_that_does_not_tell_makes_room_when_it_must_be_computed() -> None:
+    scene = Scene(1, release_below_ms=0)
+    (target,) = scene.targets
+    scene.load.acquire(target, prefill_tokens=2_000, decode_blocks=0, now=0.0, streamed=False)
+    scene.enter("a")
+    scene.now = 1.9
+    assert scene.next() is None
+    scene.now = 2.1  # its answer may take minutes
+    assert scene.line.has_room(scene.targets, scene.now)
+    assert scene.next() == ("a", target)
+
+
 def test_a_target_of_which_nothing_is_known_has_room() -> None:
     scene = Scene(1)
     scene.busy(*scene.targets)

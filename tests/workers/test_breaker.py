@@ -134,6 +134,40 @@ def test_late_results_of_an_earlier_closed_era_do_not_count_in_the_next() -> Non
     assert breaker.state is CLOSED and breaker.failures == 0
 
 
+def test_a_probe_praised_too_early_counts_as_a_failure_of_the_era_it_began() -> None:
+    breaker = opened(threshold=2, cool_down=10, at=100)
+    probe = take(breaker, 110)
+    probe.success(110)
+    probe.broke_off(115)
+    assert breaker.state is CLOSED and breaker.failures == 1
+    take(breaker, 116).failure(116)
+    assert breaker.state is OPEN
+
+
+def test_a_probe_praised_too_early_does_not_prolong_a_later_cool_down() -> None:
+    breaker = opened(threshold=1, cool_down=10, at=100)
+    first = take(breaker, 110)
+    first.success(110)
+    take(breaker, 120).failure(120)
+    first.broke_off(131)
+    assert breaker.state is OPEN and breaker.would_allow(131)
+    second = take(breaker, 131)
+    first.broke_off(132)
+    second.success(133)
+    assert breaker.state is CLOSED
+
+
+def test_who_was_let_in_before_neither_decides_for_the_probe_nor_takes_its_place_by_breaking_off() -> None:
+    breaker = CircuitBreaker(threshold=1, cool_down_secs=10)
+    late = take(breaker, 0)
+    take(breaker, 0).failure(0)
+    probe = take(breaker, 10)
+    late.success(11)  # its first byte
+    probe.release(12)
+    late.broke_off(13)
+    assert breaker.state is HALF_OPEN and breaker.would_allow(13)
+
+
 @dataclass
 class Held:
     permit: Permit

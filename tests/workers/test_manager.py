@@ -440,6 +440,22 @@ async def test_a_worker_of_another_model_is_kept_out_and_named(make_fleet: Any, 
     assert list(fleet.registry.for_model("other")) == [found]
     (told,) = [entry for entry in logs if "not configured" in entry["event"]]
     assert told["served"] == "other" and told["configured"] == ["m"] and told["log_level"] == "warning"
+    assert told["worker"] == found.id and told["url"] == found.url
+
+
+async def test_a_circuit_that_opens_and_closes_is_told(make_fleet: Any, worker: Any, until: Any) -> None:
+    _, found = await a_healthy(make_fleet, until, worker)
+    breaker = found.breaker
+    with capture_logs() as logs:
+        for _ in range(breaker.threshold):
+            breaker.acquire(100.0).failure(100.0)
+        breaker.acquire(100.0 + breaker.cool_down_secs).success(100.0)
+    told = [(entry["event"].split(":")[0], entry["log_level"], entry["worker"], entry["url"]) for entry in logs]
+    assert told == [
+        ("circuit opened", "warning", found.id, found.url),
+        ("circuit closed", "info", found.id, found.url),
+    ]
+    assert logs[0]["cool_down_secs"] == breaker.cool_down_secs
 
 
 async def test_findings_are_told_once_per_incarnation(make_fleet: Any, worker: Any, until: Any) -> None:
