@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from sgl_router.prompt import TokenIds
     from sgl_router.workers import KvEventSource, Target, Worker
 
+    from .lookup import Seen
     from .snapshot_records import Snapshot
+    from .walk import Depths
 
 __all__ = ["KvIndex", "RankStatus"]
 
@@ -435,38 +437,15 @@ class KvIndex:
         # A snapshot: _regroup replaces the mapping, so a stream that changes while we yield cannot shift the walk.
         for hasher, group in self._groups.get(model_id, {}).items():
             keys = PromptKeys(prompt, hasher, namespace)
-            blocks, memo, seen = keys.blocks, keys.memo, None
+            blocks, memo = keys.blocks, keys.memo
             if blocks <= _SHORT_BLOCKS or (blocks <= _LOOP_BLOCKS and blocks - keys.known <= _TURN_BLOCKS):
                 words = keys.slice(0, blocks)
-                depths = self.tree.depths(group.mask, words)
+                depths, seen = self.tree.depths(group.mask, words), None
                 if self.bound.watching:
                     self.bound.matched(words)
             else:
-                walk = self.tree.walk(group.mask, learn=keys.known > _SHORT_BLOCKS)
-                piece = _TURN_BLOCKS if keys.known > _SHORT_BLOCKS else _FIRST_PIECE_BLOCKS
-                walked, rested, going = 0, keys.known, True
-                before = len(memo.seen.rows) if memo.seen is not None else 0
-                if _SHORT_BLOCKS < before <= min(keys.known, _PIECE_BLOCKS):
-                    walked = before
-                    words = keys.slice(0, walked)
-                    going = walk.feed(words, memo.seen)
-                    if self.bound.watching:
-                        self.bound.matched(words)
-                while going and walked < blocks:
-                    # A conversation's known beginning and what must be hashed first are walked together.
-                    ahead = min(keys.known, walked + _PIECE_BLOCKS)
-                    stop = min((ahead if ahead > walked + piece else walked) + piece, blocks)
-                    if stop - rested > _PIECE_BLOCKS:
-                        await asyncio.sleep(0)
-                        rested, yielded = walked, True
-                    words = keys.slice(walked, stop)
-                    going = walk.feed(words)
-                    if self.bound.watching:
-                        self.bound.matched(words)
-                    walked = stop
-                    piece = min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
-                depths = walk.finish()
-                seen = walk.seen
+                depths, seen, rested = await self._walk(group, keys)
+                yielded = yielded or rested
             keys.share(seen)
             memo.held = depths.held
             memo.whole = len(memo.computed) >= blocks
@@ -475,6 +454,35 @@ class KvIndex:
             # Meanwhile streams may have lost their trust or what they held: then they claim nothing.
             parts = [part._replace(depths=part.depths.among(part.group.trusted())) for part in parts]
         return PromptMatch(parts)
+
+    async def _walk(self, group: MatchGroup, keys: PromptKeys) -> tuple[Depths, Seen | None, bool]:
+        """A long prompt in pieces, as far as somebody holds it: the depths, in which rows the keys are, and whether the
+        loop had a turn meanwhile."""
+        blocks, memo, yielded = keys.blocks, keys.memo, False
+        walk = self.tree.walk(group.mask, learn=keys.known > _SHORT_BLOCKS)
+        piece = _TURN_BLOCKS if keys.known > _SHORT_BLOCKS else _FIRST_PIECE_BLOCKS
+        walked, rested, going = 0, keys.known, True
+        before = len(memo.seen.rows) if memo.seen is not None else 0
+        if _SHORT_BLOCKS < before <= min(keys.known, _PIECE_BLOCKS):
+            walked = before
+            words = keys.slice(0, walked)
+            going = walk.feed(words, memo.seen)
+            if self.bound.watching:
+                self.bound.matched(words)
+        while going and walked < blocks:
+            # A conversation's known beginning and what must be hashed first are walked together.
+            ahead = min(keys.known, walked + _PIECE_BLOCKS)
+            stop = min((ahead if ahead > walked + piece else walked) + piece, blocks)
+            if stop - rested > _PIECE_BLOCKS:
+                await asyncio.sleep(0)
+                rested, yielded = walked, True
+            words = keys.slice(walked, stop)
+            going = walk.feed(words)
+            if self.bound.watching:
+                self.bound.matched(words)
+            walked = stop
+            piece = min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
+        return walk.finish(), walk.seen, yielded
 
     def expect(
         self, target: Target, prompt: Prompt | TokenIds, namespace: Namespace = DEFAULT_NAMESPACE

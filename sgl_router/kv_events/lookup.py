@@ -19,7 +19,7 @@ class Seen(NamedTuple):
     rows: Rows
 
     def first(self, count: int) -> Seen:
-        return self if len(self.rows) <= count else Seen(self.space, self.rows[:count])
+        return self if len(self.rows) <= count else Seen(self.space, self.rows[:count].copy())
 
 
 class Lookup:

@@ -272,6 +272,7 @@ class UpstreamConnection(asyncio.Protocol):
                 chunks[0] if len(chunks) == 1 else b"".join(chunks), self.complete
             ):
                 chunks.clear()
+                self._buffered = 0  # with what an earlier call refused and nobody has taken since
             else:
                 self._buffered += len(data)
         if self.complete or self._failure is not None:

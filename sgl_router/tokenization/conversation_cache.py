@@ -22,6 +22,8 @@ MAX_NEW_PIECES = 512
 # A node, its dict of children, its shared prefix and the headers of its ids, beside the text and the ids themselves.
 _NODE_BYTES = 800
 _KEYS_BYTES = 200
+# A key, and in which row of the index it was seen.
+_KEY_BYTES = 16
 # Namespaces come from clients: one prefix remembers the keys of a few.
 _MAX_ROOTS = 8
 _PROTECTED_SHARE = 0.8
@@ -235,7 +237,7 @@ class ConversationCache:
         keys = node.shared.keys
         while len(keys) > _MAX_ROOTS:
             del keys[next(iter(keys))]
-        counted = sum([_KEYS_BYTES + 8 * len(known) for known in keys.values()]) if keys else 0
+        counted = sum([_KEYS_BYTES + _KEY_BYTES * len(known) for known in keys.values()]) if keys else 0
         grown = counted - node.key_bytes
         if grown:
             node.key_bytes = counted

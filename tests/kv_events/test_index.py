@@ -229,3 +229,15 @@ async def test_a_conversation_is_first_looked_for_where_it_was_found_last(index,
     assert match.by_target[one.targets[0]].blocks == 500
     known = shared.keys[index.status(one)[0].stream.hasher.root()]
     assert len(known.seen.rows) == 500
+
+
+async def test_what_a_conversation_leaves_behind_does_not_keep_the_whole_prompts_rows(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    shared = SharedPrefix(400)
+    for _ in range(3):
+        await index.match("m", Prompt(PROMPT, shared))
+    rows = shared.keys[index.status(one)[0].stream.hasher.root()].seen.rows
+    assert len(rows) == 100
+    assert rows.base is None or rows.base.nbytes == rows.nbytes

@@ -359,3 +359,30 @@ async def test_a_head_met_before_needs_no_parser() -> None:
         assert connection.reusable
         connection._parser = None
     assert not wire.aborted
+
+
+async def test_what_a_sink_takes_after_all_is_not_waiting() -> None:
+    """libuv may read a socket twice in one turn of the loop: before the task that was woken takes what was refused."""
+    connection, wire = UpstreamConnection(), Wire()
+    connection.connection_made(wire)  # type: ignore[arg-type]
+    request = asyncio.ensure_future(connection.request(b"", b""))
+    await asyncio.sleep(0)
+    connection.data_received(SSE)
+    await request
+    taken = bytearray()
+    room = False
+
+    def sink(piece: bytes, last: bool) -> bool:
+        if room:
+            taken.extend(piece)
+        return room
+
+    reading = asyncio.ensure_future(connection.read(sink))
+    for _ in range(5):
+        await asyncio.sleep(0)
+        for room in (False, True):  # noqa: B007 (the sink looks at it)
+            connection.data_received(b"%x\r\n%b\r\n" % (100_000, b"x" * 100_000))
+    assert len(taken) == 1_000_000
+    assert not wire.paused
+    connection.data_received(b"0\r\n\r\n")
+    assert await asyncio.wait_for(reading, 5) is None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.errors import BadRequest
-from sgl_router.server.body import parse_chat, parse_object
+from sgl_router.server.body import MAX_MEMBERS, MAX_STRINGS, parse_chat, parse_object
 
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -63,6 +63,39 @@ def test_each_bad_body_says_what_is_wrong(body: bytes, message: str, param: str 
         parse_chat(body)
     assert message in caught.value.message
     assert caught.value.param == param or (param is None and "nested" in message)
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (b'"%x":0', "object members"),
+        (b'"%x" \n:0', "object members"),
+        (b'"%x\\\\":0', "object members"),
+        (b'"\\"%x":0', "object members"),
+    ],
+)
+def test_too_many_members_are_refused_however_they_are_written(node: bytes, message: str) -> None:
+    members = b",".join(node % number for number in range(MAX_MEMBERS))
+    with pytest.raises(BadRequest, match=message):
+        parse_object(b'{"x":{%b}}' % members)
+
+
+@pytest.mark.parametrize("node", [b"[]", b"{}", b" [ 0]", b'[{},""]'])
+def test_too_many_objects_and_arrays_are_refused(node: bytes) -> None:
+    with pytest.raises(BadRequest, match="objects and arrays"):
+        parse_object(b'{"x":[%b]}' % b",".join([node] * MAX_MEMBERS))
+
+
+def test_too_many_strings_are_refused_where_there_is_much_else() -> None:
+    with pytest.raises(BadRequest, match="strings"):
+        parse_object(b'{"x":[%b"[["]}' % (b'"[",' * MAX_STRINGS))
+
+
+@pytest.mark.parametrize("text", ['"a": 1, ', "\\", "[{:", '\\"[":'])
+def test_what_a_text_is_made_of_is_not_counted(text: str) -> None:
+    content = text * MAX_MEMBERS
+    parsed = parse_chat(chat(messages=[{"role": "user", "content": content}, *[{}] * (MAX_MEMBERS // 2)]))
+    assert parsed["messages"][0]["content"] == content
 
 
 def test_keys_written_with_escapes_are_fine_when_given_once() -> None:

@@ -49,6 +49,7 @@ class ClientConnection(asyncio.Protocol):
     __slots__ = (
         "_ahead",
         "_at",
+        "_began",
         "_decoder",
         "_drain",
         "_head",
@@ -61,6 +62,7 @@ class ClientConnection(asyncio.Protocol):
         "_route",
         "_serve",
         "_task",
+        "_unsent",
         "due",
         "front",
         "gone",
@@ -91,6 +93,8 @@ class ClientConnection(asyncio.Protocol):
         self._decoder: ChunkedDecoder | None = None
         self._route = UNMATCHED
         self._task: asyncio.Task[None] | None = None
+        self._unsent = 0
+        self._began = False  # whether it took its first step
         self._drain: asyncio.Future[None] | None = None
 
     # --- asyncio ------------------------------------------------------------------------------------------------
@@ -123,9 +127,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
         self.front.forget(self)
-        if self._task is not None:
-            self._task.cancel()
-        elif self.stage is _BODY:
+        if self._cancel() is None and self.stage is _BODY:
             self.front.exchanges.end(self._route, self._head.method, 499)
         self.stage = _CLOSING
         self.resume_writing()
@@ -246,6 +248,7 @@ class ClientConnection(asyncio.Protocol):
         self._linger = refusal is not None and not keep_alive
         self.stage = _SERVING
         self.due = math.inf
+        self._began = False
         self._task = self.front.loop.create_task(self._run(inbound, out, refusal))
 
     def _refuse_head(self, fault: HttpRefused) -> None:
@@ -256,6 +259,7 @@ class ClientConnection(asyncio.Protocol):
         self._start(b"", fault, False)
 
     async def _run(self, inbound: Inbound, out: NativeOutbound, refusal: RouterError | None) -> None:
+        self._began = True
         exchanges = self.front.exchanges
         try:
             if refusal is None:
@@ -339,6 +343,16 @@ class ClientConnection(asyncio.Protocol):
             self.gone = True
             self.transport.abort()
 
+    def _cancel(self) -> asyncio.Task[None] | None:
+        """Cancel the task at work, if any. One that has not begun never will: its end comes here."""
+        task = self._task
+        if task is not None:
+            task.cancel()
+            if not self._began:
+                self._task = None
+                self.front.exchanges.end(self._route, self._head.method, 499)
+        return task
+
     def close_if_idle(self) -> None:
         """For a front that shuts down: between requests there is nothing to wait for."""
         if self.stage is _HEAD and not self._partial:
@@ -346,11 +360,8 @@ class ClientConnection(asyncio.Protocol):
 
     def cut_off(self) -> asyncio.Task[None] | None:
         """End this connection whatever it does. Returns the task that was serving it, cancelled."""
-        task = self._task
-        if task is not None:
-            task.cancel()
-            self.abort()
-        elif self.stage is _LINGER or self.stage is _BODY:
+        task = self._cancel()
+        if task is not None or self.stage is _LINGER or self.stage is _BODY:
             self.abort()
         else:
             self._close()
@@ -367,8 +378,20 @@ class ClientConnection(asyncio.Protocol):
         elif self.stage is _BODY:
             self._decoder = None
             self._start(b"", HttpRefused(HttpFault.BODY_TIMEOUT), False)
+        elif self.stage is _SERVING and self.transport.get_write_buffer_size() < self._unsent:
+            self._wait_for_client()
         else:
             self.abort()
+
+    async def flushed(self) -> None:
+        """`drained`, when the answer is whole: a client that takes nothing of it for `flush_secs` is cut off."""
+        self._wait_for_client()
+        await self.drained()
+        self.due = math.inf
+
+    def _wait_for_client(self) -> None:
+        self._unsent = self.transport.get_write_buffer_size()
+        self.due = self.front.now + self.front.limits.flush_secs
 
     async def drained(self) -> None:
         """Until the client may be sent more. Raises ClientGone."""

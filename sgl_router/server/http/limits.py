@@ -20,7 +20,7 @@ class HttpLimits:
     """From the first byte of a request to the end of its headers."""
     body_secs: float = UPLOAD_SECS
     flush_secs: float = 60.0
-    """For the client to take the end of the last answer on a connection."""
+    """For the client to take the end of the last answer on a connection, or anything at all of one before."""
     linger_secs: float = 5.0
     """How long what a refused client still sends is read and dropped, so that it gets to read the refusal."""
     linger_bytes: int = 8 << 20

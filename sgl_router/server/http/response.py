@@ -66,7 +66,7 @@ class NativeOutbound:
         else:
             connection.transport.write(head + body)
         if connection.write_paused:
-            await connection.drained()
+            await connection.flushed()
 
     async def start(self, status: int, headers: Headers | bytes) -> None:
         connection = self._connection
@@ -103,13 +103,12 @@ class NativeOutbound:
         connection = self._connection
         if connection.gone:
             raise ClientGone
-        if self.complete:
-            return
-        self.complete = True
-        if self._chunked:
-            connection.transport.write(b"0\r\n\r\n")
+        if not self.complete:
+            self.complete = True
+            if self._chunked:
+                connection.transport.write(b"0\r\n\r\n")
         if connection.write_paused:
-            await connection.drained()
+            await connection.flushed()
 
     def abort(self) -> None:
         self._connection.abort()

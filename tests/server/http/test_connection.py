@@ -105,6 +105,34 @@ async def test_a_client_that_leaves_cancels_its_request(how: str) -> None:
         assert rig.services.metrics.responses.labels(ECHO.decode(), "POST", "499").value == 1
 
 
+async def test_a_client_that_leaves_while_an_answer_ends_leaves_nothing_in_flight() -> None:
+    """Its end is read in the very turn in which the answer goes out, and another request waits behind."""
+
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        rig.seen.append(inbound)
+        await out.send(200, [], b"")
+        connection(rig).transport.close()  # what asyncio does at a client's end
+
+    async with running("native") as rig:
+        answer_with(rig, serve)
+        _, writer = await rig.open()
+        writer.write(post() + post())
+        await until(lambda: bool(rig.seen) and not rig.front.connections, "the connection is forgotten")
+        assert rig.services.in_flight.count == 0
+        assert len(rig.seen) == 1
+        assert rig.services.metrics.responses.labels(ECHO.decode(), "POST", "499").value == 1
+
+
+async def test_a_request_that_arrives_as_all_is_cut_off_is_not_left_in_flight() -> None:
+    async with running("native") as rig:
+        await rig.open()
+        await until(lambda: bool(rig.front.connections), "the connection is accepted")
+        connection(rig).data_received(post())
+        await rig.front.close()
+        assert rig.services.in_flight.count == 0
+        assert not rig.seen
+
+
 async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
     async with running("native") as rig:
         _, writer = await rig.open()
@@ -196,6 +224,46 @@ async def test_a_handler_waits_for_a_client_that_does_not_read() -> None:
         assert len(reply.body) == 160 * 65536
 
 
+@pytest.mark.parametrize("how", ["send", "end"])
+async def test_a_client_that_takes_nothing_of_a_whole_answer_is_cut_off(how: str) -> None:
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        rig.seen.append(inbound)
+        if how == "send":
+            await out.send(200, [], b"y" * (16 << 20))
+        else:
+            await out.start(200, [])
+            while out.try_write(b"y" * 65536):
+                pass
+            await out.end()
+
+    async with running("native", limits=QUICK) as rig:
+        answer_with(rig, serve)
+        _, _writer = await rig.open()
+        _writer.write(post())
+        await until(lambda: bool(rig.seen) and not rig.front.connections, "the connection is gone")
+        await until(lambda: not rig.services.in_flight.count, "the request is over")
+
+
+async def test_a_client_that_takes_its_time_gets_all_of_its_answer() -> None:
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        await out.send(200, [], b"y" * (16 << 20))
+
+    limits = HttpLimits(sweep_secs=0.02, flush_secs=0.4)
+    async with running("native", limits=limits) as rig:
+        answer_with(rig, serve)
+        reader, writer = await rig.open()
+        writer.write(post())
+        await reader.readuntil(b"\r\n\r\n")
+        taken = 0
+        for _ in range(16):
+            await asyncio.sleep(limits.flush_secs / 8)
+            taken += len(await reader.readexactly(1 << 20))
+        assert taken == 16 << 20
+        await until(lambda: not rig.services.in_flight.count, "the request is over")
+        writer.write(post())
+        assert (await read_reply(reader)).status == 200
+
+
 async def test_a_waiting_handler_is_cancelled_when_the_client_leaves() -> None:
     ended: list[BaseException] = []
 
@@ -244,6 +312,31 @@ async def test_a_connection_that_asks_for_an_admin_route_is_aiohttps_from_there_
         assert (await read_reply(reader)).body == b"two"
         writer.write(b"ree")
         assert (await read_reply(reader)).body == b"three"
+
+
+async def test_a_connection_is_handed_over_when_the_client_has_taken_the_answer_before() -> None:
+    paused: list[bool] = []
+    failures: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
+
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        await out.start(200, [])
+        while connection(rig).transport.get_write_buffer_size() < 240_000:
+            assert out.try_write(b"y" * 8192)
+        assert out.try_write(b"z" * 30_000, True)  # fills the buffer and is the end
+        paused.append(connection(rig).write_paused)
+        await out.end()
+        paused.append(connection(rig).write_paused)
+
+    async with running("native") as rig:
+        answer_with(rig, serve)
+        reader, writer = await rig.open()
+        writer.write(post() + GET)
+        await until(lambda: bool(paused), "the handler has written")
+        assert (await read_reply(reader)).body.endswith(b"yz" + b"z" * 29_999)
+        assert (await read_reply(reader)).json == {"status": "ok"}
+        assert paused == [True, False]
+        assert not failures
 
 
 async def test_a_paused_connection_is_handed_over_reading() -> None:
