@@ -1,6 +1,8 @@
 # docker build -t sgl-router .
-# docker run -p 30000:30000 -v ./config.yaml:/etc/sgl-router/config.yaml:ro sgl-router
-# In a container, set server.host to 0.0.0.0 in the config.
+# docker run -p 30000:30000 -v "$PWD/config.yaml:/etc/sgl-router/config.yaml:ro" sgl-router
+#
+# In the config: server.host 0.0.0.0, server.port 30000 (or set SGL_ROUTER_HEALTH_URL too), paths as they are in the
+# container. The router takes up to shutdown_drain_secs + shutdown_grace_secs (65 s) to stop: docker stop -t 70.
 
 ARG PYTHON_IMAGE=python:3.11-slim
 

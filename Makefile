@@ -19,7 +19,7 @@ types:  ## mypy --strict
 test:  ## unit, component and end-to-end tests; no GPU, no engine
 	$(PYTHON) -m pytest $(ARGS)
 
-engine-test:  ## the lane against real SGLang workers; the first run provisions a CPU engine (3.4 GB)
+engine-test:  ## the lane against real SGLang workers; the first run provisions a CPU engine (2.8 GB)
 	PYTHON="$(PYTHON)" bash tests/engine/run.sh $(ARGS)
 
 demo:  ## the router in front of two mock workers, until Ctrl-C

@@ -69,7 +69,8 @@ async def _demo(options: argparse.Namespace) -> int:
         _say(f"ready: {daemon.url}  (policy {options.policy}; workers {', '.join(w.url for w in workers)})")
         _say("\ntry it:\n")
         _say(_curl(daemon.url))
-        _say(f"\nlook inside: {daemon.url}/workers  {daemon.url}/metrics\nCtrl-C stops everything.\n")
+        _say(f"\nlook inside: {daemon.url}/workers  {daemon.url}/internal/decisions  {daemon.url}/metrics")
+        _say("Ctrl-C stops everything.\n")
         await _until_interrupted()
         _say("stopping ...")
     return 0

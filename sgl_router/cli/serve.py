@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
 
 from sgl_router.config import ConfigError, LoadedConfig, load_config
 
@@ -13,12 +14,23 @@ EXIT_CONFIG = 2
 
 
 def check(path: str) -> int:
-    """Validate a configuration file. 0, or 2 with every problem on standard error."""
+    """Validate a configuration file, loading no tokenizer. 0, or 2 with every problem on standard error."""
     loaded = _load(path)
     if loaded is None:
         return EXIT_CONFIG
+    from sgl_router.discovery import DiscoveryUnavailable, make_discovery
+
+    try:
+        make_discovery(loaded.config.discovery)
+    except DiscoveryUnavailable as error:
+        print(f"sgl-router: {error}", file=sys.stderr)
+        return EXIT_CONFIG
     models = ", ".join(model.id for model in loaded.config.models)
     print(f"{path}: valid ({loaded.config.discovery.backend}; models: {models})")
+    for index, model in enumerate(loaded.config.models):
+        named = model.tokenizer_path
+        if not Path(named).exists():
+            print(f"  models[{index}].tokenizer_path: no file or folder here, taken for a hub id: {named}")
     return 0
 
 

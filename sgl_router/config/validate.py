@@ -150,6 +150,8 @@ def _expanded(given: str) -> Path:
 
 
 def _looked(given: str, base_dir: Path) -> str:
+    if "$" in given:
+        return "environment variables are not replaced"
     if _expanded(given).is_absolute():
         return "there is none"
     return f"there is none below {base_dir.absolute()} or the working directory"

@@ -40,6 +40,22 @@ urls = ["http://127.0.0.1:30001"]
     assert "models: m" in capsys.readouterr().out
 
 
+def test_check_says_what_will_be_fetched(tmp_path, capsys) -> None:
+    (tmp_path / "here").mkdir()
+    text = GOOD.replace("}]", "}, {id: n, tokenizer_path: here}]")
+    assert main(["--config", write(tmp_path, text), "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert lines == ["  models[0].tokenizer_path: no file or folder here, taken for a hub id: some-org/some-model"]
+
+
+def test_check_refuses_what_cannot_be_started(tmp_path, capsys) -> None:
+    text = GOOD.partition("discovery")[0] + "discovery: {backend: k8s, k8s: {selector: {a: b}, port: 30000}}\n"
+    assert main(["--config", write(tmp_path, text), "--check"]) == 2
+    output = capsys.readouterr()
+    assert output.err == "sgl-router: discovery.backend: k8s is not available yet, use static_urls\n"
+    assert output.out == ""
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_a_bad_file_is_status_2_with_every_problem(tmp_path, capsys, check: bool) -> None:
     bad = GOOD.replace("static_urls: {urls", "static_urls: {url") + "server: {port: 70000, hosst: x}\n"
@@ -48,6 +64,17 @@ def test_a_bad_file_is_status_2_with_every_problem(tmp_path, capsys, check: bool
     for part in ("server.port", "70000", "server.hosst", "did you mean 'host'", "discovery.static_urls.url"):
         assert part in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("flag", "given"), [("--workers", "0"), ("--turns", "x"), ("--port", "65536"), ("--port", "-1")]
+)
+def test_a_number_that_is_none_names_the_flag_and_its_range(capsys, flag: str, given: str) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["demo", f"{flag}={given}"])
+    assert exited.value.code == 2
+    limits = "0 to 65535" if flag == "--port" else "1 to 64"
+    assert f"argument {flag}: {given!r} is not a number from {limits}" in capsys.readouterr().err
 
 
 def test_a_missing_file_is_status_2(tmp_path, capsys) -> None:
@@ -61,13 +88,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_k8s_is_validated_and_then_refused_clearly(tmp_path) -> None:
+def test_k8s_is_refused_clearly(tmp_path) -> None:
     text = """
 models: [{id: m, tokenizer_path: some-org/some-model}]
 discovery: {backend: k8s, k8s: {selector: {app: sglang}, port: 30000}}
 """
     path = write(tmp_path, text)
-    assert main(["--config", path, "--check"]) == 0
     done = run("--config", path)
     assert done.returncode == 2
     assert "k8s is not available yet" in done.stderr

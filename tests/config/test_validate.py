@@ -241,6 +241,8 @@ def test_files_that_are_not_there_say_where_was_looked(tmp_path: Path, minimal: 
     assert line.endswith("(there is none)")
     (line,) = problems(minimal(k8s(kube_config="kube")), base_dir=tmp_path)
     assert line.startswith("discovery.k8s.kube_config: expected an existing kubeconfig file, got 'kube'")
+    (line,) = problems(minimal(model(tokenizer_path="${MODELS}/qwen")), base_dir=tmp_path)
+    assert line.endswith("(environment variables are not replaced)")
 
 
 def snapshot(**keys: Any) -> dict[str, Any]:
