@@ -167,19 +167,20 @@ async def serve_workers(*, events: bool) -> None:
 
 
 class Prompts:
-    """Chat bodies of about 8 KB that share nothing but their shape."""
+    """Chat bodies of about 8 KB that share nothing but their shape and their words: fastokens remembers up to about a
+    million words, and filling that up would look like a leak."""
 
     def __init__(self, seed: int) -> None:
         rng = random.Random(seed)
         words = ["".join(rng.choices("etaoinshrdlucmfwypvbgk", k=rng.randint(2, 9))) for _ in range(2_000)]
+        self._words = words
         self._text = " ".join(rng.choices(words, k=100_000))
         self._random = rng
-        self._number = 0
 
     def next(self, stream: bool) -> bytes:
-        self._number += 1
-        start = self._random.randrange(len(self._text) - 8_000)
-        content = f"{self._random.getrandbits(64):x} {self._number} {self._text[start : start + 7_900]}"
+        start = self._text.index(" ", self._random.randrange(len(self._text) - 8_000))
+        shared, _, _ = self._text[start : start + 7_900].rpartition(" ")
+        content = " ".join(self._random.choices(self._words, k=8)) + shared
         messages = [{"role": "user", "content": content}]
         return json.dumps({"model": MODEL, "messages": messages, "max_tokens": 16, "stream": stream}).encode()
 

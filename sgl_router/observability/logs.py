@@ -30,6 +30,8 @@ def configure_logging(level: str, fmt: str) -> None:
     stream = cast(TextIO, sink)
     number = getattr(logging, level.upper())
     logging.basicConfig(format="%(message)s", stream=stream, level=max(number, logging.WARNING), force=True)
+    # The hub's client brings a handler of its own: what it says would be told twice.
+    logging.getLogger("huggingface_hub").propagate = False
     # Each malformed request would otherwise be a traceback; what it was answered is counted.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     processors: list[Any] = [

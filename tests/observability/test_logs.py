@@ -92,3 +92,13 @@ def test_a_full_pipe_holds_up_nothing() -> None:
     lines = err.splitlines()
     assert len(lines) == 2004
     assert all(json.loads(line) for number, line in enumerate(lines) if number != 3)
+
+
+def test_what_the_hub_client_says_is_told_once() -> None:
+    code = (
+        "import logging; from sgl_router.observability import configure_logging, flush_logs\n"
+        "configure_logging('info', 'text'); import huggingface_hub\n"
+        "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s'); flush_logs()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr.splitlines() == ["Retrying in 1s"]
