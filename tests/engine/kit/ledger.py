@@ -26,7 +26,7 @@ class Ledger:
         self._held: list[set[int]] = [set() for _ in endpoints]
         self._next_seq: list[int | None] = [None] * len(endpoints)
         self._exact = [False] * len(endpoints)
-        self._frames = self._events = self._removed = self._gaps = 0
+        self._frames = self._events = self._stored = self._removed = self._gaps = 0
         self._closing = threading.Event()
         self._context = zmq.Context()
         sockets = []
@@ -65,6 +65,12 @@ class Ledger:
         """The number each rank's next frame will have; None where nothing was heard."""
         with self._lock:
             return list(self._next_seq)
+
+    @property
+    def stored(self) -> int:
+        """Blocks announced as new on the device so far, over all ranks."""
+        with self._lock:
+            return self._stored
 
     @property
     def removed(self) -> int:
@@ -113,6 +119,7 @@ class Ledger:
             elif medium not in (None, "GPU"):
                 continue
             elif kind == "BlockStored":
+                self._stored += len(set(hashes).difference(held))
                 held.update(hashes)
             elif kind == "BlockRemoved":
                 self._removed += len(held.intersection(hashes))

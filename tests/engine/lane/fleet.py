@@ -147,9 +147,7 @@ class Fleet:
     def _agreed(self, worker: WorkerClient, view: WorkerView, index: list[int], announced: list[int]) -> bool:
         ledger = self.ledger(worker)
         ranks = zip(view.streams(), ledger.next_seq(), ledger.exact(), index, announced, strict=True)
-        return all(
-            held == told if exact else stream.next_seq == seq for stream, seq, exact, held, told in ranks
-        )
+        return all(held == told if exact else stream.next_seq == seq for stream, seq, exact, held, told in ranks)
 
     def settle(self, quiet: float = 0.2) -> None:
         """Return once the index and the ledgers agree on every rank and nothing has moved for `quiet` seconds.
@@ -175,12 +173,16 @@ class Fleet:
             time.sleep(0.03)
 
     def warm(self, worker: WorkerClient, messages: Sequence[Mapping[str, Any]], rank: int | None = None) -> int:
-        """Send a prompt past the router and wait until its blocks are in the index. Returns its tokens."""
-        before = self.held(worker)
+        """Send a prompt past the router and wait until the index knows its blocks, and what was evicted for them.
+        Returns its tokens."""
+        self.settle(quiet=0.1)
+        ledger = self.ledger(worker)
+        before = ledger.stored
         body = {"model": self.router.model, "messages": list(messages), "max_tokens": 1, "ignore_eos": True}
         usage = worker.chat(body, rank=rank)["usage"]
         new = usage["prompt_tokens"] // self.page - cached_tokens(usage) // self.page
-        until(lambda: self.held(worker) >= before + new, f"{new} new blocks of {worker.url} in the index")
+        until(lambda: ledger.stored >= before + new, f"{new} new blocks announced by {worker.url}")
+        self.settle(quiet=0.1)
         return int(usage["prompt_tokens"])
 
     def ask(self, messages: Sequence[Mapping[str, Any]], max_tokens: int = 4, **fields: Any) -> Routed:
