@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -78,10 +78,14 @@ class SnapshotKeeper:
     async def close(self) -> None:
         """The last save."""
         try:
-            await asyncio.wait_for(self.save(), _LAST_SAVE_SECS)
+            await asyncio.wait_for(self._save_last(), _LAST_SAVE_SECS)
         except asyncio.TimeoutError:
             log.warning("kv snapshot not written at shutdown", reason=f"it took longer than {_LAST_SAVE_SECS:g} s")
         self._files.shutdown(wait=False)
+
+    async def _save_last(self) -> None:
+        await self.save()
+        await self._in_thread(lambda: None)  # whatever has still to be removed is
 
     async def save(self) -> None:
         """Replace the file as a whole. Where there is nothing worth keeping, an earlier file stays: what it says is
@@ -103,16 +107,17 @@ class SnapshotKeeper:
 
     async def _write(self, path: Path) -> int:
         temporary = path.with_name(f".{path.name}.tmp")
-        file = await self._in_thread(lambda: _create(temporary))
+        opened = self._files.submit(_create, temporary)
         size = 0
         try:
+            file = await asyncio.wrap_future(opened)
             async with contextlib.aclosing(encode_snapshot(self._index)) as chunks:
                 async for chunk in chunks:
                     size += len(chunk)
                     await self._in_thread(lambda chunk=chunk: file.write(chunk))  # type: ignore[misc]
             await self._in_thread(lambda: _replace(file, temporary, path))
         except BaseException:
-            self._files.submit(_discard, file, temporary)
+            self._files.submit(_discard, opened, temporary)
             raise
         return size
 
@@ -193,9 +198,9 @@ def _replace(file: BinaryIO, temporary: Path, path: Path) -> None:
         os.close(folder)
 
 
-def _discard(file: BinaryIO, temporary: Path) -> None:
-    with contextlib.suppress(OSError):
-        file.close()
+def _discard(opened: Future[BinaryIO], temporary: Path) -> None:
+    with contextlib.suppress(OSError, CancelledError):
+        opened.result().close()
     with contextlib.suppress(OSError):
         temporary.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import structlog
 
 from sgl_router.config import Config
 from sgl_router.kv_events import Namespace, Untrust, decode_snapshot
+from sgl_router.server import snapshot_keeper
 from sgl_router.server.daemon import Daemon
+from sgl_router.server.snapshot_keeper import SnapshotKeeper
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
 
@@ -271,6 +274,33 @@ async def test_the_file_is_written_now_and_then_and_never_in_part(rig, kept, tmp
         )
     await fleet.daemon.stop()
     assert sorted(path.parent.iterdir()) == [path]
+
+
+async def test_a_save_cut_short_at_its_beginning_leaves_nothing(rig, kept, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "index.kv"
+    fleet = await rig(kv_events={"snapshot": {**kept["snapshot"], "interval_secs": 3600}})
+    await fleet.ask(PROMPT)
+    await equal(fleet)
+    keeper = SnapshotKeeper(fleet.daemon.config.kv_events.snapshot, fleet.services.index)
+    creating, go_on, create = threading.Event(), threading.Event(), snapshot_keeper._create
+
+    def slowly(temporary: Path) -> Any:
+        creating.set()
+        go_on.wait(10)
+        return create(temporary)
+
+    monkeypatch.setattr(snapshot_keeper, "_create", slowly)
+    saving = asyncio.create_task(keeper.save())
+    await fleet.until(creating.is_set, "the file is being created")
+    saving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await saving
+    monkeypatch.setattr(keeper, "_worth_saving", lambda: False)
+    go_on.set()
+    await keeper.close()
+    keeper._files.shutdown(wait=True)
+    assert saving.cancelled()
+    assert list(path.parent.iterdir()) == []
 
 
 async def test_a_router_that_has_nothing_keeps_the_file(rig, again, kept) -> None:
