@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +22,8 @@ _STRING = re.compile(rb'"[^"]*"')
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_value = msgspec.json.Decoder().decode
 _UNKNOWN = object()
+_KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
+_AFTER_VALUE = re.compile(rb"[ \t\n\r]*[,}]")
 _BYTE_AT = re.compile(r"\(byte (\d+)\)")
 
 
@@ -83,7 +84,7 @@ def parse_object(body: bytes) -> JsonObject:
     if len(fields) > MAX_KEYS:
         raise BadRequest(f"the request body has {len(fields)} keys; expected at most {MAX_KEYS}")
     if not _each_key_once(body, fields):
-        _reject_repeated_key(body)
+        _reject_repeated_key(body, fields)
     return JsonObject(fields)
 
 
@@ -139,22 +140,19 @@ def _each_key_once(body: bytes, fields: dict[str, msgspec.Raw]) -> bool:
     return body == b"{%b}" % spaced
 
 
-def _reject_repeated_key(body: bytes) -> None:
-    top: list[tuple[str, Any]] = []
-
-    def keep(pairs: list[tuple[str, Any]]) -> None:
-        nonlocal top
-        top = pairs  # called for inner objects first: the last call is the body itself
-
-    try:
-        json.loads(body, object_pairs_hook=keep)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the request body is not valid JSON: {error}") from None
+def _reject_repeated_key(body: bytes, fields: dict[str, msgspec.Raw]) -> None:
+    """Whatever the white space: go from key to key, over values that are known to be those kept."""
     seen: set[str] = set()
-    for name, _ in top:
-        if name in seen:
+    pair = _KEY.match(body, body.index(b"{") + 1)
+    while pair:
+        name = _decode_value(pair[1])
+        kept = bytes(fields[name])
+        after = _AFTER_VALUE.match(body, pair.end() + len(kept))
+        # A value that is not the one kept is one the decoder has replaced by a later one.
+        if name in seen or after is None or not body.startswith(kept, pair.end()):
             raise BadRequest(f"{name[:80]!r} is given more than once; expected each key once", name[:80])
         seen.add(name)
+        pair = _KEY.match(body, after.end())
 
 
 def _malformed(detail: str) -> str:

@@ -55,6 +55,10 @@ def test_a_good_body(separators: tuple[str, str]) -> None:
         (b'{"model":"a","messages":[],"model":"a"}', "'model' is given more than once", "model"),
         (b'{"model":"a","messages":[],"mod\\u0065l":"b"}', "'model' is given more than once", "model"),
         (b'{"a":1,"a":1,"model":"a","messages":[]}', "'a' is given more than once", "a"),
+        (b'{"a":12,"a":1,"model":"a","messages":[]}', "'a' is given more than once", "a"),
+        (b'{"a" : 1 ,"a":12,"model":"a","messages":[]}', "'a' is given more than once", "a"),
+        (b' {\n"a\\"" : 1,\t"b":"}", "a\\u0022" :1} ', "'a\"' is given more than once", 'a"'),
+        (b'{"a": 1 , "a": [{"a": 2}] }', "'a' is given more than once", "a"),
         (b'{"model":"m","messages":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "nested too deeply", None),
     ],
 )
@@ -128,6 +132,22 @@ def test_every_object_is_read_as_the_standard_library_reads_it(
     except UnicodeEncodeError:
         return
     assert dict(parse_object(encoded)) == json.loads(body)
+
+
+_space = st.sampled_from(["", " ", "\n\t", "\r\n  "])
+_key = st.sampled_from(["a", "b", "a\\", 'b"', "å"]).map(json.dumps) | st.sampled_from(['"\\u0061"', '"å"', '"a b"'])
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(_space, _key, _space, _space, _json.map(json.dumps), _space), min_size=1, max_size=5))
+def test_a_repeated_key_is_found_whatever_the_white_space(pairs: list[tuple[str, ...]]) -> None:
+    body = "{" + ",".join("{}{}{}:{}{}{}".format(*pair) for pair in pairs) + "}"
+    keys = [json.loads(pair[1]) for pair in pairs]
+    if len(keys) == len(set(keys)):
+        assert dict(parse_object(body.encode())) == json.loads(body)
+    else:
+        with pytest.raises(BadRequest, match="given more than once"):
+            parse_object(body.encode())
 
 
 @settings(max_examples=300)
