@@ -24,14 +24,14 @@ _SWEEP_SECS = 0.1
 class Expectation:
     """One dispatched prompt's blocks on one slot, `keys` front to back, from the prompt's block `first` on."""
 
-    __slots__ = ("_book", "_marks", "_tree", "keys", "slot")
+    __slots__ = ("_book", "_tree", "keys", "marks", "slot")
 
     def __init__(self, book: Expectations, tree: BlockTree, slot: int, keys: Sequence[int], first: int) -> None:
         self._book: Expectations | None = book
         self._tree = tree
         self.slot = slot
         self.keys = keys
-        self._marks = tree.expect(slot, keys, first)
+        self.marks = tree.expect(slot, keys, first)
 
     @property
     def over(self) -> bool:
@@ -47,9 +47,9 @@ class Expectation:
         book, self._book = self._book, None
         if book is None:
             return
-        self._tree.unexpect(self.slot, self._marks)
+        self._tree.unexpect(self.slot, self.marks)
         book.forget(self)
-        self.keys = self._marks = ()
+        self.keys = self.marks = ()
 
 
 class Expectations:
@@ -75,8 +75,12 @@ class Expectations:
         return made
 
     def blocks(self, slot: int) -> int:
-        """How many distinct blocks the slot is expected to hold."""
-        return len({key for expectation in self._by_slot.get(slot, ()) for key in expectation.keys})
+        """About how many distinct blocks the slot is expected to hold. By their landmarks: every scrape asks for each
+        slot, and the prompts that wait for a busy fleet have millions of blocks."""
+        of_slot = self._by_slot.get(slot, ())
+        every = sum(len(one.keys) for one in of_slot)
+        marks = [one.marks for one in of_slot]
+        return round(every * len(set[int]().union(*marks)) / sum(map(len, marks))) if every else 0
 
     def give_up(self, slot: int) -> None:
         """The slot changes hands, or is forgotten."""

@@ -56,7 +56,8 @@ class BlockHasher:
                 text = b"" if part is None else part.encode("utf-8", "surrogatepass")
                 parts.append(b"-" if part is None else b"%d:%b" % (len(text), text))
             known = xxh3_64_intdigest(b"|".join(parts), seed=self._secret)
-            if len(self._roots) < 1024:  # salts come from clients: the memo is bounded, the key is not affected
+            # Salts come from clients: the memo is bounded, the key is not affected.
+            if len(self._roots) < 1024 and sum(map(len, parts)) < 1024:
                 self._roots[namespace] = known
         return known
 

@@ -219,7 +219,7 @@ class KvIndex:
     def _subscribe(self, rank: _Rank, source: KvEventSource) -> None:
         if self._context is None:
             self._context = make_context()
-        rank.subscriber = Subscriber(
+        subscriber = rank.subscriber = Subscriber(
             self._context,
             source.endpoint(rank.target.dp_rank),
             source.topic,
@@ -229,10 +229,10 @@ class KvIndex:
             connection=lambda _, connected: self._connection(rank, connected),
             lost=lambda _: rank.stream.suspend(),
         )
-        feed = rank.feed = Feed(rank.subscriber, rank.stream)
+        feed = rank.feed = Feed(subscriber, rank.stream)
         endpoint = source.replay_endpoint(rank.target.dp_rank)
         if endpoint is not None:
-            fetch = partial(self._replay, endpoint)
+            fetch = partial(self._replay, endpoint, subscriber)
             rank.repairer = Repairer(
                 feed, self.pump, fetch, finished=lambda outcome: self._repaired(rank, outcome)
             )
@@ -242,7 +242,9 @@ class KvIndex:
             # nothing can then fall between the two.
             feed.paused = True
 
-    async def _replay(self, endpoint: str, start: int) -> AsyncGenerator[Frame | ReplayEnd, None]:
+    async def _replay(
+        self, endpoint: str, live: Subscriber, start: int
+    ) -> AsyncGenerator[Frame | ReplayEnd, None]:
         """One of a few replays at a time: each may bring a whole buffer, and its receiving side is unbounded."""
         if self._replay_context is None:
             # Not the event sockets' context: its I/O thread must not be busy with history while events come in.
@@ -253,6 +255,7 @@ class KvIndex:
             start,
             idle_secs=self._replay_idle_secs,
             max_message_bytes=self._max_bytes,
+            ipv6=live.ipv6,
         )
         async with self._replays, contextlib.aclosing(frames):
             async for item in frames:

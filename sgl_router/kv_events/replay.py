@@ -37,11 +37,18 @@ class ReplayEnd(str, Enum):
 
 
 async def replay(
-    context: zmq.asyncio.Context, endpoint: str, start: int, *, idle_secs: float, max_message_bytes: int
+    context: zmq.asyncio.Context,
+    endpoint: str,
+    start: int,
+    *,
+    idle_secs: float,
+    max_message_bytes: int,
+    ipv6: bool = True,
 ) -> AsyncGenerator[Frame | ReplayEnd, None]:
     """Frames from `start` (or the oldest the worker still has) in order without a hole, then one ReplayEnd.
 
     The caller decides what a first frame later than `start` means. Takes at most `idle_secs` between two frames.
+    `ipv6`: as `Subscriber.ipv6`, which has found out.
     """
     try:
         socket = context.socket(zmq.DEALER)
@@ -53,7 +60,7 @@ async def replay(
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVHWM, 0)  # before connect, or a slow consumer loses messages silently
         socket.set(zmq.MAXMSGSIZE, max_message_bytes)
-        socket.set(zmq.IPV6, 1)
+        socket.set(zmq.IPV6, int(ipv6))
         socket.connect(endpoint)
         await socket.send_multipart([b"", start.to_bytes(8, "big")])
         expected: int | None = None

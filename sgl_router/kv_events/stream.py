@@ -245,6 +245,14 @@ class EventStream:
             self._suspended = False
             self.restarted()
 
+    def last_before_break(self) -> int | None:
+        """While it is not shown what happened when the connection broke: the number of the last frame from before."""
+        return self.expected - 1 if self._suspended and self.expected else None
+
+    def may_have_sent(self, frame: Frame) -> bool:
+        """False where the frame that was observed under this number had other bytes."""
+        return self._recent.get(frame.seq) in (None, xxh3_64_intdigest(frame.payload))
+
     def repair(self) -> None:
         """Frames are about to be replayed: withhold every claim until `repaired`."""
         self._repairing = True

@@ -62,6 +62,9 @@ class Subscriber:
     ) -> None:
         self.endpoint = endpoint
         self.connected = False
+        self.ipv6 = True
+        """libzmq dials one address of a name: with this the IPv6 one, where there is one, else the IPv4 one. Engines
+        mostly listen on IPv4 alone, so both are tried until one connects."""
         self._context = context
         self._topic = topic.encode()
         self._hwm = receive_high_water_mark
@@ -118,7 +121,7 @@ class Subscriber:
             socket.set(zmq.TCP_KEEPALIVE_IDLE, 30)
             socket.set(zmq.TCP_KEEPALIVE_INTVL, 10)
             socket.set(zmq.TCP_KEEPALIVE_CNT, 3)
-            socket.set(zmq.IPV6, 1)
+            socket.set(zmq.IPV6, int(self.ipv6))
             socket.set(zmq.SUBSCRIBE, self._topic)
             self._monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED)
             socket.connect(self.endpoint)
@@ -197,4 +200,6 @@ class Subscriber:
             self._readable(self)  # what is still queued goes first; `receive` finds the end of it
         else:
             self._drop_socket()
+            if not self._connected_at and "[" not in self.endpoint:
+                self.ipv6 = not self.ipv6
             self._open_later()

@@ -8,9 +8,17 @@ import zmq
 from sgl_router.kv_events.subscriber import Subscriber, make_context
 
 
+class TwoAddresses(zmq.Socket):
+    """To which `both.test` is a name with an address of either kind: libzmq dials the IPv6 one, where it may."""
+
+    def connect(self, address: str):
+        return super().connect(address.replace("both.test", "[::1]" if self.get(zmq.IPV6) else "127.0.0.1"))
+
+
 @pytest.fixture
 async def setup():
     context = make_context()
+    context._socket_class = TwoAddresses
     subscribers: list[Subscriber] = []
     seen: list[list[bytes]] = []
     news = asyncio.Event()
@@ -120,4 +128,14 @@ async def test_a_message_over_the_limit_costs_the_connection_not_the_router(setu
     socket.send_multipart([b"kv", b"1", b"x" * 5000])
     await until(lambda: False in links)
     assert seen == []
+    context.destroy(linger=0)
+
+
+async def test_a_name_with_two_addresses_is_reached_where_only_ipv4_listens(setup) -> None:
+    subscribe, _, links, until = setup
+    context, socket, port = publisher()
+    subscriber = subscribe(f"tcp://both.test:{port}")
+    await subscription(socket)
+    await until(lambda: links)
+    assert (links, subscriber.ipv6) == ([True], False)  # a replay dials the same way
     context.destroy(linger=0)
