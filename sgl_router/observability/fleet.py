@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sgl_router.kv_events import StreamState
+from sgl_router.kv_events import DecodeFailure, StreamState
+from sgl_router.kv_events.repair import RepairOutcome
 from sgl_router.workers import BreakerState, HealthState, WorkerMode
 
 if TYPE_CHECKING:
@@ -22,7 +23,10 @@ _BREAKER = {BreakerState.CLOSED: 0, BreakerState.OPEN: 1, BreakerState.HALF_OPEN
 
 
 class FleetCollector(Collector):
-    """Workers, their load, health, breakers, event streams and cached blocks, as they are at scrape time."""
+    """Workers, their load, health, breakers, event streams and cached blocks, as they are at scrape time.
+
+    Faults are there before they happen: see `Counter.show`.
+    """
 
     def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
         self._workers = registry
@@ -123,8 +127,8 @@ class FleetCollector(Collector):
         failures = CounterMetricFamily(
             "sgl_router_kv_event_decode_failures", "Event frames refused, by reason.", labels=("reason",)
         )
-        for reason, value in totals.failures.items():
-            failures.add_metric((reason.value,), value)
+        for reason in DecodeFailure:
+            failures.add_metric((reason.value,), totals.failures.get(reason, 0))
         yield failures
         yield CounterMetricFamily(
             "sgl_router_kv_event_sequence_gaps", "Times frames were missing from a stream.", value=totals.gaps
@@ -135,8 +139,8 @@ class FleetCollector(Collector):
         repairs = CounterMetricFamily(
             "sgl_router_kv_event_repairs", "Replays of missed events, by how they ended.", labels=("outcome",)
         )
-        for repair, value in totals.repairs.items():
-            repairs.add_metric((repair.value,), value)
+        for repair in RepairOutcome:
+            repairs.add_metric((repair.value,), totals.repairs.get(repair, 0))
         yield repairs
         checks = CounterMetricFamily(
             "sgl_router_kv_event_quiet_checks",
@@ -155,7 +159,9 @@ class FleetCollector(Collector):
             ranks.add_metric((became.value,), value)
         yield ranks
         kept = self._index.bound.blocks
-        yield GaugeMetricFamily("sgl_router_kv_index_blocks", "Blocks the index keeps, per rank.", value=kept)
+        yield GaugeMetricFamily(
+            "sgl_router_kv_index_blocks", "Blocks the index keeps; one on two ranks counts twice.", value=kept
+        )
         size = self._index.memory_bytes()
         yield GaugeMetricFamily("sgl_router_kv_index_bytes", "What they take, reckoned from table sizes.", value=size)
         yield GaugeMetricFamily(

@@ -70,12 +70,19 @@ class _Family(Generic[_Child]):
 class Counter(_Family[Count]):
     """Totals by label set. The name is given without `_total`."""
 
-    __slots__ = ("inc",)
+    __slots__ = ("_shown", "inc")
 
     def __init__(self, name: str, text: str, labels: Sequence[str] = ()) -> None:
         super().__init__(name, text, labels)
+        self._shown: set[tuple[str, ...]] = set()
         if not labels:
             self.inc = self.labels().inc
+
+    def show(self, *values: str) -> None:
+        """Show this label set from now on, also at 0: in a series that begins at 20, rate() and increase() see nothing
+        of those 20."""
+        self.labels(*values)
+        self._shown.add(values)
 
     def _make(self) -> Count:
         return Count()
@@ -83,7 +90,7 @@ class Counter(_Family[Count]):
     def family(self) -> CounterMetricFamily:
         family = CounterMetricFamily(self._name, self._help, labels=self._labels)
         for values, child in self._children.items():
-            if child.value or not values:
+            if child.value or not values or values in self._shown:
                 family.add_metric(values, child.value)
         return family
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from sgl_router.errors import ErrorCode
 
 from .fleet import FleetCollector
 from .instruments import Counter, Gauge, Histogram, Spread
@@ -35,9 +38,13 @@ class Metrics:
     def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
         self.requests = Counter("sgl_router_requests", "Requests received.", ("route", "method"))
         self.responses = Counter(
-            "sgl_router_responses", "Responses begun, by status.", ("route", "method", "status_code")
+            "sgl_router_responses",
+            "Requests that are over, by the status of the answer (499: the client left before one began).",
+            ("route", "method", "status_code"),
         )
         self.errors = Counter("sgl_router_errors", "Errors the router itself answered, by code.", ("code",))
+        for code in ErrorCode:
+            self.errors.show(code.value)
         self.duration = Histogram(
             "sgl_router_request_duration_seconds",
             "From the whole request body to the end of the response.",
@@ -62,9 +69,15 @@ class Metrics:
             ("model_id",),
             buckets=_BLOCKS,
         )
+        self.prompt_tokens = Counter(
+            "sgl_router_prompt_tokens", "Prompt tokens of requests that were decided by their prompt.", ("model_id",)
+        )
+        self.matched_tokens = Counter(
+            "sgl_router_matched_tokens", "Those of them that the chosen worker held, by the index.", ("model_id",)
+        )
         self.decisions = Counter(
             "sgl_router_cache_aware_decisions",
-            "Decisions of the cache-aware policy, by reason.",
+            "Decisions of policies that go by the cache, by reason. Another attempt is another decision.",
             ("model_id", "decision"),
         )
         self.stale = Counter(
@@ -132,6 +145,19 @@ class Metrics:
         """The exposition text."""
         return generate_latest(self._registry)
 
+    async def render_aside(self) -> bytes:
+        """As `render`, but only the numbers are read here: the text, four fifths of the time, is made in a thread."""
+        read = _Read(list(self._registry.collect()))
+        return await asyncio.get_running_loop().run_in_executor(None, generate_latest, read)
+
+
+class _Read(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
 
 class _RequestCollector(Collector):
     def __init__(self, metrics: Metrics) -> None:
@@ -150,6 +176,8 @@ class _RequestCollector(Collector):
         yield found.ttft.family()
         yield found.decision_time.family()
         yield found.overlap.family()
+        yield found.prompt_tokens.family()
+        yield found.matched_tokens.family()
         yield found.decisions.family()
         yield found.stale.family()
         yield found.prompts.family()

@@ -65,9 +65,11 @@ class RequestRecord:
         self.attempts = 0
 
     def decided(self, decision: RouteDecision, waited_secs: float = 0.0) -> None:
-        """`waited_secs`: for a worker to have room. It is no part of what deciding took."""
+        """`waited_secs`: for a worker to have room. It is no part of what deciding took; nor is a connection that
+        could not be made, after which this is called again."""
         self.decision = decision
-        self.decided_at = perf_counter() - waited_secs
+        if self.decided_at is None:
+            self.decided_at = perf_counter() - waited_secs
         self.attempts += 1
 
     def first_byte(self) -> None:

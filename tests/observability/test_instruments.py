@@ -85,6 +85,15 @@ def test_a_kept_child_is_the_one_that_is_counted_and_shows_once_it_has() -> None
     assert b'y_count{model_id="m"} 1.0' in ours(spread)
 
 
+def test_a_counter_that_is_to_be_shown_begins_at_zero() -> None:
+    counter = Counter("x", "X.", ("code",))
+    counter.show("a")
+    counter.labels("b")
+    assert b'x_total{code="a"} 0.0' in ours(counter) and b'code="b"' not in ours(counter)
+    counter.labels("a").inc()
+    assert b'x_total{code="a"} 1.0' in ours(counter)
+
+
 def test_a_wrong_number_of_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="route"):
         Counter("x", "X.", ("route", "method")).labels("/a")

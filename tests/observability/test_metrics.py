@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from enum import Enum
 from types import SimpleNamespace
 
-from sgl_router.kv_events import KvIndex
+import pytest
+
+from sgl_router.errors import ErrorCode
+from sgl_router.kv_events import DecodeFailure, KvIndex
+from sgl_router.kv_events.repair import RepairOutcome
 from sgl_router.observability import Metrics, metrics
 from sgl_router.observability.metrics import _BLOCKS, _LAG, _SECONDS
 from sgl_router.workers import WorkerRegistry
@@ -14,7 +19,7 @@ def render(made: Metrics) -> list[str]:
 
 def test_every_family_of_requests_is_announced_in_order() -> None:
     names = [line.split()[2:] for line in render(Metrics(WorkerRegistry(), KvIndex())) if line.startswith("# TYPE")]
-    assert names[:18] == [
+    assert names[:20] == [
         ["sgl_router_requests_total", "counter"],
         ["sgl_router_responses_total", "counter"],
         ["sgl_router_errors_total", "counter"],
@@ -22,6 +27,8 @@ def test_every_family_of_requests_is_announced_in_order() -> None:
         ["sgl_router_ttft_seconds", "histogram"],
         ["sgl_router_decision_seconds", "histogram"],
         ["sgl_router_overlap_blocks", "histogram"],
+        ["sgl_router_prompt_tokens_total", "counter"],
+        ["sgl_router_matched_tokens_total", "counter"],
         ["sgl_router_cache_aware_decisions_total", "counter"],
         ["sgl_router_stale_requests_total", "counter"],
         ["sgl_router_prompt_cache_prompts_total", "counter"],
@@ -34,7 +41,7 @@ def test_every_family_of_requests_is_announced_in_order() -> None:
         ["sgl_router_process_restarts_total", "counter"],
         ["sgl_router_draining", "gauge"],
     ]
-    assert ["sgl_router_workers", "gauge"] in names[18:]
+    assert ["sgl_router_workers", "gauge"] in names[20:]
 
 
 def test_buckets_are_the_ones_dashboards_know() -> None:
@@ -56,6 +63,19 @@ def test_a_models_children_are_those_of_the_families() -> None:
     found = made.of_model("m")
     assert made.of_model("m") is found
     assert found == (made.duration.labels("m"), made.decision_time.labels("m"), made.ttft.labels("m"))
+
+
+@pytest.mark.parametrize(
+    ("series", "values"),
+    [
+        ("sgl_router_errors_total{code=", ErrorCode),
+        ("sgl_router_kv_event_decode_failures_total{reason=", DecodeFailure),
+        ("sgl_router_kv_event_repairs_total{outcome=", RepairOutcome),
+    ],
+)
+def test_faults_have_their_series_before_they_happen(series: str, values: type[Enum]) -> None:
+    lines = render(Metrics(WorkerRegistry(), KvIndex()))
+    assert [line for line in lines if line.startswith(series)] == [f'{series}"{one.value}"}} 0.0' for one in values]
 
 
 def test_lines_lost_on_the_way_out_are_counted_when_scraped(monkeypatch) -> None:

@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from sgl_router.errors import BadRequest
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, Outcome, RequestRecord, logs
+from sgl_router.observability import record as record_module
 from sgl_router.observability.lines import JsonLines
 from sgl_router.workers import WorkerRegistry
 
@@ -84,6 +85,18 @@ def test_times_go_to_their_histograms(monkeypatch: pytest.MonkeyPatch, metrics: 
     assert 'sgl_router_decision_seconds_bucket{le="2.5",model_id="m"} 2.0' in lines
     assert 'sgl_router_ttft_seconds_count{model_id="m"} 1.0' in lines
     assert 'sgl_router_ttft_seconds_bucket{le="1.0",model_id="m"} 0.0' in lines
+
+
+def test_what_deciding_took_ends_before_a_connection_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(record_module, "perf_counter", lambda: now)
+    record = RequestRecord("req-1")
+    decision: Any = object()
+    now = 102.5
+    record.decided(decision, waited_secs=2.0)
+    now = 107.5  # five seconds of connecting to a host that is gone
+    record.decided(decision)
+    assert (record.attempts, record.decided_at) == (2, 100.5)
 
 
 def test_what_cannot_be_logged_is_counted_and_raises_nothing(monkeypatch: pytest.MonkeyPatch, metrics: Metrics) -> None:
