@@ -8,7 +8,7 @@ from enum import Enum
 from typing import Any
 
 from sgl_router.tokenization.errors import Unrenderable, UnrenderableReason, invalid
-from sgl_router.tokenization.fields import as_bool, type_name
+from sgl_router.tokenization.fields import as_bool, as_the_engine_parses, type_name
 from sgl_router.tokenization.messages import ContentFormat, declares_message_tools, normalize_messages
 from sgl_router.tokenization.tools import choose_tools, dump_request_tools
 
@@ -130,7 +130,7 @@ def _template_variables(body: Mapping[str, Any], traits: TemplateTraits, endpoin
     raw = body.get("chat_template_kwargs")
     if raw is not None and not isinstance(raw, dict) and (thinking is None or endpoint is Endpoint.TOKENIZE):
         raise invalid("chat_template_kwargs", f"must be an object, got {type_name(raw)}")
-    kwargs: dict[str, Any] = dict(raw) if isinstance(raw, dict) else {}
+    kwargs: dict[str, Any] = as_the_engine_parses(raw, "chat_template_kwargs") if isinstance(raw, dict) else {}
     if "chat_template" in kwargs:
         raise invalid("chat_template_kwargs.chat_template", "templates from requests are not rendered here")
     if thinking is not None:

@@ -31,7 +31,7 @@ class Unrenderable(Exception):
 
 
 class TokenizerLoadError(Exception):
-    """The configured tokenizer or chat template cannot be loaded; the text is meant for the operator."""
+    """The configured tokenizer or chat template cannot be loaded. The text, for the operator, begins with the field."""
 
 
 class TokenizeBadRequest(ValueError):

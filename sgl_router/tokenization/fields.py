@@ -6,7 +6,7 @@ from typing import Any
 
 from sgl_router.tokenization.errors import invalid
 
-__all__ = ["as_bool", "as_int", "as_object", "as_optional_str", "type_name"]
+__all__ = ["as_bool", "as_int", "as_object", "as_optional_str", "as_the_engine_parses", "type_name"]
 
 _TRUE_WORDS = frozenset({"1", "on", "t", "true", "y", "yes"})
 _FALSE_WORDS = frozenset({"0", "off", "f", "false", "n", "no"})
@@ -64,3 +64,17 @@ def as_int(value: Any, path: str) -> int:
         except ValueError:
             pass
     raise invalid(path, f"must be an integer, got {type_name(value)}")
+
+
+def as_the_engine_parses(value: Any, path: str) -> Any:
+    """Decoded JSON with integers that need more than 64 bits as the floats the engine's parser makes of them."""
+    if isinstance(value, dict):
+        return {key: as_the_engine_parses(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [as_the_engine_parses(item, path) for item in value]
+    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
+        try:
+            return float(value)
+        except OverflowError:
+            raise invalid(path, "holds a number out of range") from None
+    return value

@@ -70,7 +70,7 @@ def load_hf_tokenizer(tokenizer_path: str) -> LoadedTokenizer:
     except TokenizerLoadError:
         raise
     except Exception as error:
-        raise TokenizerLoadError(f"cannot load a tokenizer from {tokenizer_path!r}: {_reason(error)}") from error
+        raise TokenizerLoadError(f"tokenizer_path {tokenizer_path!r} cannot be loaded: {_reason(error)}") from error
     if not _HUB_ID.fullmatch(tokenizer_path) or tokenizer_path.endswith(".json"):
         raise TokenizerLoadError(f"tokenizer_path {tokenizer_path!r} does not exist")
     files = ModelFiles(tokenizer_path, None)
@@ -196,7 +196,7 @@ def _template_file(path: Path) -> TemplateSource:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerLoadError(f"cannot read chat_template {str(path)!r}: {_reason(error)}") from error
+        raise TokenizerLoadError(f"chat_template {str(path)!r} cannot be read: {_reason(error)}") from error
     if path.suffix == ".json":
         source = _template_in_json(path, text)
         return TemplateSource(source, source, path)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sgl_router.tokenization.errors import Unrenderable, UnrenderableReason, invalid
-from sgl_router.tokenization.fields import as_bool, as_int, as_object, as_optional_str, type_name
+from sgl_router.tokenization.fields import as_bool, as_int, as_object, as_optional_str, as_the_engine_parses, type_name
 from sgl_router.tokenization.tools import dump_tools
 
 __all__ = ["ContentFormat", "NormalizedMessages", "declares_message_tools", "normalize_messages", "plain_messages"]
@@ -71,7 +71,9 @@ def normalize_messages(
     for i, message in enumerate(messages):
         if "tools" in message:
             declares = message["role"] in _ROLES_DECLARING_TOOLS
-            tools = dump_tools(message["tools"], f"messages[{i}].tools", normalize=declares, twice=tools_dumped_twice)
+            path = f"messages[{i}].tools"
+            raw_tools = as_the_engine_parses(message["tools"], path)
+            tools = dump_tools(raw_tools, path, normalize=declares, twice=tools_dumped_twice)
             message["tools"] = tools
             if declares:
                 callable_tools.extend(tools)
@@ -203,11 +205,12 @@ def _tool_call(raw: Any, path: str, parse: bool) -> dict[str, Any]:
     index = call.get("index")
     function = as_object(call.get("function"), f"{path}.function")
     arguments = function.get("arguments")
+    arguments_path = f"{path}.function.arguments"
     if isinstance(arguments, str):
         if parse:
-            arguments = _parse_arguments(arguments, f"{path}.function.arguments")
+            arguments = _parse_arguments(arguments, arguments_path)
     elif arguments is not None:
-        arguments = as_object(arguments, f"{path}.function.arguments")
+        arguments = as_the_engine_parses(as_object(arguments, arguments_path), arguments_path)
     return {
         "id": as_optional_str(call.get("id"), f"{path}.id"),
         "index": None if index is None else as_int(index, f"{path}.index"),
@@ -227,19 +230,5 @@ def _parse_arguments(text: str, path: str) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         raise invalid(path, f"must be a JSON object, got {type_name(arguments)}")
     if _LONG_NUMBER.search(text):
-        try:
-            arguments = {key: _as_the_engine_parses(value) for key, value in arguments.items()}
-        except OverflowError:
-            raise invalid(path, "holds a number out of range") from None
+        return {key: as_the_engine_parses(value, path) for key, value in arguments.items()}
     return arguments
-
-
-def _as_the_engine_parses(value: Any) -> Any:
-    """Integers that need more than 64 bits as the floats the engine's JSON parser makes of them."""
-    if isinstance(value, dict):
-        return {key: _as_the_engine_parses(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_as_the_engine_parses(item) for item in value]
-    if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
-        return float(value)
-    return value

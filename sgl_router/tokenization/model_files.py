@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ModelFacts", "ModelFiles", "model_facts"]
+__all__ = ["ModelFacts", "ModelFiles", "model_facts", "uses_mistral_common"]
 
 
 class ModelFiles:
@@ -79,6 +79,19 @@ _CONVERSATION_MODEL_TYPES = frozenset(
     }
 )
 _MINICPM_JINJA_MODEL_TYPES = frozenset({"minicpmv4_6", "minicpmv4_7"})
+# Model types whose tokenizer transformers takes from mistral_common, which the engine requires.
+_MISTRAL_MODEL_TYPES = frozenset(
+    {
+        "ministral",
+        "ministral3",
+        "mistral",
+        "mistral3",
+        "mixtral",
+        "pixtral",
+        "voxtral",
+        "voxtral_realtime",
+    }
+)
 _SUB_CONFIGS = ("thinker_config", "llm_config", "language_config", "text_config")
 # Multimodal models that the engine serves as text-only unless started with --enable-multimodal.
 _TEXT_ONLY_BY_DEFAULT = frozenset(
@@ -91,12 +104,26 @@ _TEXT_ONLY_BY_DEFAULT = frozenset(
 )
 
 
+def uses_mistral_common(files: ModelFiles, config: Mapping[str, Any]) -> bool:
+    """Whether the engine's tokenizer is mistral_common's, which renders chats itself, whatever templates there are."""
+    model_type = config.get("model_type")
+    if not (isinstance(model_type, str) and model_type in _MISTRAL_MODEL_TYPES) and files.find("tokenizer.json"):
+        return False
+    return files.find("tekken.json") is not None
+
+
 def model_facts(
-    name: str, config: Mapping[str, Any], *, own_template: bool, given_template: bool = False
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    own_template: bool,
+    given_template: bool = False,
+    mistral_common: bool = False,
 ) -> ModelFacts:
     """What the engine would decide from `config` (config.json, may be empty) and the model's directory name or hub id.
 
-    `own_template`: the tokenizer has one; `given_template`: the workers were started with one.
+    `own_template`: the tokenizer has one; `given_template`: the workers were started with one; `mistral_common`: as
+    `uses_mistral_common` has it.
     """
     architectures = config.get("architectures")
     architecture = str(architectures[0]) if isinstance(architectures, list) and architectures else ""
@@ -104,6 +131,7 @@ def model_facts(
     model_type = model_type if isinstance(model_type, str) else ""
     return ModelFacts(
         code_encoder=_architecture_encoder(architecture, model_type, has_template=own_template or given_template)
+        or ("mistral_common" if mistral_common else None)
         or (None if given_template else _conversation(name, model_type)),
         multimodal=_is_multimodal(architecture, config),
         context_length=_context_length(config),

@@ -20,7 +20,7 @@ from sgl_router.tokenization.errors import TokenizerLoadError, Unrenderable, Unr
 from sgl_router.tokenization.fields import as_int
 from sgl_router.tokenization.loading import TemplateSource, load_hf_tokenizer, load_template_source
 from sgl_router.tokenization.messages import ContentFormat
-from sgl_router.tokenization.model_files import ModelFacts, model_facts
+from sgl_router.tokenization.model_files import ModelFacts, model_facts, uses_mistral_common
 
 if TYPE_CHECKING:
     from sgl_router.tokenization.chat_prompts import ChatPrompts, PromptCounts
@@ -109,7 +109,14 @@ class ModelTokenizer:
         tokenizer, files = load_hf_tokenizer(tokenizer_path)
         config = files.read_json("config.json")
         has_own = getattr(tokenizer, "chat_template", None) is not None
-        facts = model_facts(files.name, config, own_template=has_own, given_template=chat_template is not None)
+        mistral_common = uses_mistral_common(files, config)
+        facts = model_facts(
+            files.name,
+            config,
+            own_template=has_own,
+            given_template=chat_template is not None,
+            mistral_common=mistral_common and files.find("tokenizer.json") is None,
+        )
         source = load_template_source(chat_template, tokenizer, files, multimodal=facts.multimodal)
         template, broken = _compile(source, tokenizer)
         traits = TemplateTraits(
@@ -139,6 +146,13 @@ class ModelTokenizer:
             loaded._usable_template()
         except Unrenderable as error:
             log.warning("chats are routed without their tokens", reason=error.reason.value, why=error.message)
+        else:
+            if mistral_common:
+                log.warning(
+                    "the engine renders this model's chats with mistral_common, whatever the chat template: where its"
+                    " tokens are others, they are not found",
+                    path=tokenizer_path,
+                )
         return loaded
 
     @property

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from sgl_router.tokenization.errors import invalid
-from sgl_router.tokenization.fields import as_bool, as_object, as_optional_str, type_name
+from sgl_router.tokenization.fields import as_bool, as_object, as_optional_str, as_the_engine_parses, type_name
 from sgl_router.tokenization.json_schema_types import normalize_schema_types
 
 __all__ = ["choose_tools", "dump_request_tools", "dump_tools"]
@@ -17,6 +18,7 @@ __all__ = ["choose_tools", "dump_request_tools", "dump_tools"]
 _KEPT_LISTS = 32
 _KEPT_BYTES = 65_536
 
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _CHOICES = ("auto", "required", "none")
 
 
@@ -27,13 +29,19 @@ def dump_request_tools(raw: Any, *, twice: bool) -> list[dict[str, Any]]:
     except (TypeError, ValueError, OverflowError, RecursionError):
         encoded = b""
     if not 0 < len(encoded) <= _KEPT_BYTES:
-        return dump_tools(raw, "tools", normalize=True, twice=twice)
+        return _dump_parsed(raw, encoded, twice)
     return _dumped(encoded, twice)
 
 
 @lru_cache(maxsize=_KEPT_LISTS)
 def _dumped(encoded: bytes, twice: bool) -> list[dict[str, Any]]:
-    return dump_tools(msgspec.json.decode(encoded), "tools", normalize=True, twice=twice)
+    return _dump_parsed(msgspec.json.decode(encoded), encoded, twice)
+
+
+def _dump_parsed(raw: Any, encoded: bytes, twice: bool) -> list[dict[str, Any]]:
+    if _LONG_NUMBER.search(encoded):
+        raw = as_the_engine_parses(raw, "tools")
+    return dump_tools(raw, "tools", normalize=True, twice=twice)
 
 
 def dump_tools(raw: Any, path: str, *, normalize: bool, twice: bool = False) -> list[dict[str, Any]]:

@@ -85,6 +85,11 @@ def test_template_kwargs_win_over_what_effort_implies() -> None:
     assert variables["thinking"] is False
 
 
+def test_integers_beyond_64_bits_become_floats_in_template_arguments() -> None:
+    number = parse(chat_template_kwargs={"x": {"y": [1 << 64]}}).variables["x"]["y"][0]
+    assert (number, type(number)) == (float(1 << 64), float)
+
+
 def test_effort_in_template_kwargs_wins_except_when_null() -> None:
     kwargs: dict[str, Any] = {"chat_template_kwargs": {"reasoning_effort": "high"}, "reasoning_effort": "low"}
     assert parse(**kwargs).variables["reasoning_effort"] == "high"

@@ -125,6 +125,10 @@ def test_integers_beyond_64_bits_become_floats_in_arguments() -> None:
     arguments = one({"role": "assistant", "tool_calls": [call(text)]})["tool_calls"][0]["function"]["arguments"]
     assert arguments == {"n": [18446744073709551615, 1.8446744073709552e19, {"m": -9.223372036854776e18}]}
     assert [type(n) for n in arguments["n"][:2]] == [int, float]
+    given = {"n": [18446744073709551615, 18446744073709551616, {"m": -9223372036854775809}]}
+    again = one({"role": "assistant", "tool_calls": [call(given)]})["tool_calls"][0]["function"]["arguments"]
+    assert again == arguments
+    assert [type(n) for n in again["n"][:2]] == [int, float]
 
 
 def test_tools_of_system_messages_are_callable_and_normalised_but_others_are_not() -> None:
@@ -135,6 +139,9 @@ def test_tools_of_system_messages_are_callable_and_normalised_but_others_are_not
     assert normal.tools == normal.messages[0]["tools"]
     assert normal.tools[0]["function"]["parameters"] == {"type": "string"}
     assert normal.messages[1]["tools"][0]["function"]["parameters"] == {"type": "varchar"}
+    large = [{"function": {"name": "f", "parameters": {"maximum": 1 << 64}}}]
+    [message] = normalize_messages([{"role": "system", "tools": large}], ContentFormat.STRING).messages
+    assert type(message["tools"][0]["function"]["parameters"]["maximum"]) is float
 
 
 def test_the_body_is_never_changed() -> None:

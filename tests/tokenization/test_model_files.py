@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sgl_router.tokenization.model_files import ModelFiles, model_facts
+from sgl_router.tokenization.model_files import ModelFiles, model_facts, uses_mistral_common
 
 
 def facts(config: dict[str, Any] | None = None, name: str = "org/model", has_template: bool = True) -> Any:
@@ -56,6 +56,30 @@ def test_some_model_names_mean_a_built_in_conversation_template(name: str, encod
     assert facts(name=name).code_encoder == encoder
     # Started with a template of their own, the workers do not look at the name.
     assert model_facts(name, {}, own_template=False, given_template=True).code_encoder is None
+
+
+@pytest.mark.parametrize(
+    ("model_type", "present", "expected"),
+    [
+        ("mistral", ["tokenizer.json", "tekken.json"], True),
+        ("mistral3", ["tokenizer.json", "tekken.json"], True),
+        ("mistral", ["tokenizer.json"], False),
+        ("llama", ["tokenizer.json", "tekken.json"], False),
+        ("llama", ["tekken.json"], True),
+        (["mistral"], ["tokenizer.json", "tekken.json"], False),
+    ],
+)
+def test_mistral_models_with_a_tekken_file_are_rendered_by_mistral_common(
+    model_type: Any, present: list[str], expected: bool, tmp_path: Path
+) -> None:
+    for filename in present:
+        (tmp_path / filename).write_text("{}")
+    config = {"model_type": model_type}
+    uses = uses_mistral_common(ModelFiles("m", tmp_path), config)
+    assert uses is expected
+    # A template given to the workers is not looked at either.
+    facts = model_facts("m", config, own_template=True, given_template=True, mistral_common=uses)
+    assert facts.code_encoder == ("mistral_common" if expected else None)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,23 @@ def test_a_requests_tools_are_dumped_once_and_the_same(twice: bool) -> None:
     assert dump_request_tools(raw, twice=twice) is not first
 
 
-@pytest.mark.parametrize("extra", [1 << 70, "x" * 100_000, "\ud800"])
+@pytest.mark.parametrize("extra", ["x" * 100_000, "\ud800"])
 def test_tools_that_cannot_be_kept_are_dumped_each_time(extra: Any) -> None:
     raw = [{"type": "function", "function": {"name": "get", "parameters": {"extra": extra}}}]
     assert dump_request_tools(raw, twice=False) == dump_tools(raw, "tools", normalize=True)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_integers_beyond_64_bits_become_floats_in_tools(twice: bool) -> None:
+    parameters: dict[str, Any] = {"a": [(1 << 64) - 1, 1 << 64], "b": {"maximum": -(1 << 63) - 1}}
+    raw = [{"type": "function", "function": {"name": "get", "parameters": parameters}}]
+    [tool] = dump_request_tools(raw, twice=twice)
+    assert tool["function"]["parameters"] == {
+        "a": [18446744073709551615, 1.8446744073709552e19],
+        "b": {"maximum": -9.223372036854776e18},
+    }
+    assert [type(n) for n in tool["function"]["parameters"]["a"]] == [int, float]
+    parameters["a"] = [10**400]
+    with pytest.raises(Unrenderable) as caught:
+        dump_request_tools(raw, twice=twice)
+    assert caught.value.param == "tools"
