@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import aiohttp
 import structlog
+from msgspec import structs
 
 from sgl_router.kv_events.subscriber import make_context
+from sgl_router.workers.server_info import parse_version
 from sgl_router.workers.worker import Target, Worker
 
 from .channel import LoadChannel
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["LoadListener", "LoadWatch"]
 
 log = structlog.get_logger(__name__)
+
+_COUNTS_COMPLETIONS = (0, 5, 21)
+"""Before, an engine took the time from launch to launch for that of a prefill: with overlapped scheduling the second
+step of a burst seems to take next to none, and the worker to be fifty times as fast as it is."""
 
 LoadListener = Callable[[Target, LoadReport, float], None]
 """Called with the target, its report, and the moment (of `clock`) at which it was true. On the loop; must not block."""
@@ -146,8 +152,11 @@ class LoadWatch:
             self._tell(watched.worker.targets[rank], report, at)
 
     def _tell(self, target: Target, report: LoadReport, at: float) -> None:
-        if target.worker not in self._watched:
+        watched = self._watched.get(target.worker)
+        if watched is None:
             return
+        if watched.counts_launches and report.prefilled_tokens is not None:
+            report = structs.replace(report, prefilled_tokens=None, prefill_busy_secs=None)
         try:
             self._listener(target, report, at)
         except Exception:
@@ -173,7 +182,7 @@ class LoadWatch:
 class _Watched:
     """One incarnation of a worker, and how it is followed."""
 
-    __slots__ = ("channels", "heard", "poller", "silent", "worker")
+    __slots__ = ("channels", "counts_launches", "heard", "poller", "silent", "worker")
 
     def __init__(self, worker: Worker, now: float) -> None:
         self.worker = worker
@@ -181,6 +190,8 @@ class _Watched:
         self.poller: LoadPoller | None = None
         self.heard = [now] * worker.dp_size
         self.silent = False
+        version = parse_version(worker.info.version)
+        self.counts_launches = version is not None and version < _COUNTS_COMPLETIONS
 
     def silence(self, now: float, limit: float) -> bool:
         """Whether a rank has not spoken for longer than it may."""

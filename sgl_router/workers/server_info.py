@@ -19,7 +19,7 @@ from sgl_router.workers.fault import WorkerFault
 from sgl_router.workers.info import WorkerInfo
 from sgl_router.workers.kv_source import KvEventSource
 
-__all__ = ["IntrospectionError", "parse_model_list", "parse_server_info"]
+__all__ = ["IntrospectionError", "parse_model_list", "parse_server_info", "parse_version"]
 
 MAX_DP_SIZE = 1024
 MAX_BLOCK_SIZE = 65536
@@ -122,7 +122,7 @@ def _kv_source(raw: _Body, host: str, dp_size: int, notes: list[str]) -> KvEvent
     """From the `kv_events` block where the version has one, else from the launch argument."""
     config = _launch_config(raw.kv_events_config, notes)
     if raw.kv_events is UNSET:
-        return _source_from_launch_config(config, host, dp_size, _version(raw.version), notes)
+        return _source_from_launch_config(config, host, dp_size, parse_version(raw.version), notes)
     if raw.kv_events is None:
         if config.get("publisher", "null") != "null":
             notes.append("KV events are configured but not advertised: their endpoint must be tcp://*:PORT")
@@ -130,7 +130,7 @@ def _kv_source(raw: _Body, host: str, dp_size: int, notes: list[str]) -> KvEvent
     if not isinstance(raw.kv_events, dict):
         notes.append("kv_events is not an object: routed without KV events")
         return None
-    return _source_from_block(raw.kv_events, config, host, dp_size, _version(raw.version), notes)
+    return _source_from_block(raw.kv_events, config, host, dp_size, parse_version(raw.version), notes)
 
 
 def _source_from_block(
@@ -306,8 +306,8 @@ def _port_range(value: Any, count: int) -> int | None:
     return port if port is not None and 1 <= port <= 65536 - count else None
 
 
-def _version(value: Any) -> tuple[int, int, int] | None:
-    """None for development builds that call themselves 0.0.0 as well."""
+def parse_version(value: Any) -> tuple[int, int, int] | None:
+    """As an engine tells it. None for what is none, and for development builds that call themselves 0.0.0."""
     found = _VERSION.match(value) if isinstance(value, str) else None
     numbers = (int(found[1]), int(found[2]), int(found[3])) if found else (0, 0, 0)
     return numbers if numbers != (0, 0, 0) else None

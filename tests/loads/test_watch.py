@@ -101,6 +101,23 @@ async def test_reports_follow_requests_that_nobody_told_the_router_of(
     assert not any(count for (one, _), count in watch.counts.items() if one is unused)
 
 
+@pytest.mark.parametrize(("version", "told"), [("0.5.20", False), ("0.5.21", True)])
+async def test_speeds_counted_from_launch_to_launch_are_not_believed(
+    rig: Rig, start_worker: Any, session: aiohttp.ClientSession, until: Any, version: str, told: bool
+) -> None:
+    mock = await start_worker(publish_load=True, version=version)
+    rig.watch(silent_secs=30.0)
+    worker = await registered(rig, session, mock)
+    assert worker.info.version == version
+    asked = chat(session, worker)
+    await until(lambda: (now := rig.last(worker)) and now.running, "it runs")
+    assert await asked == 200
+    await until(lambda: (now := rig.last(worker)) and not now.running, "it is done")
+    now = rig.last(worker)
+    assert now is not None
+    assert bool(now.prefilled_tokens) is bool(now.prefill_busy_secs) is told
+
+
 @pytest.mark.parametrize(("version", "dialect"), [("0.5.6", "legacy"), ("0.5.8", "legacy"), ("0.5.19", "salt_array")])
 async def test_older_versions(
     rig: Rig, start_worker: Any, session: aiohttp.ClientSession, until: Any, version: str, dialect: str
