@@ -1,4 +1,4 @@
-"""How the supervisor starts a process: `python -m sgl_router.processes ROLE ...`. Not for people."""
+"""How the supervisor starts a process: `main`, as ROLE. Not for people."""
 
 from __future__ import annotations
 
@@ -45,14 +45,17 @@ def main() -> int:
 
     async def run() -> int:
         control = Control(options.control, options.beat_secs)
-        if options.role == "routing":
-            from .routing import run_routing
+        try:
+            if options.role == "routing":
+                from .routing import run_routing
 
-            return await run_routing(config, paths, control)
-        from .data import run_data
+                return await run_routing(config, paths, control)
+            from .data import run_data
 
-        listener = socket.socket(fileno=options.listener)
-        return await run_data(config, options.number, listener, paths, control)
+            listener = socket.socket(fileno=options.listener)
+            return await run_data(config, options.number, listener, paths, control)
+        finally:
+            await control.close()
 
     loop = new_event_loop()
     try:

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 _LINGER_SECS = 2.0
 _LOOK_SECS = 0.005
+# With `-m` a module in the working directory would come before the router's own and the standard library's.
+_RUN = f"import sys; sys.path[:] = {sys.path!r}; from sgl_router.processes.__main__ import main; sys.exit(main())"
 
 
 class Child:
@@ -76,7 +78,7 @@ class Child:
                     arguments += ["--listener", str(self.listener.fileno())]
                 # Its own session: a Ctrl-C on the terminal is for the supervisor.
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "sgl_router.processes", *arguments],
+                    [sys.executable, "-c", _RUN, *arguments],
                     pass_fds=passed,
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,

@@ -57,6 +57,12 @@ class Control:
         reader, self._writer = await asyncio.open_unix_connection(sock=self._socket)
         self._task = asyncio.create_task(self._listen(reader), name="control")
 
+    async def close(self) -> None:
+        """The process is about to end."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
     def ready(self) -> None:
         """Tell the supervisor that requests can be answered."""
         assert self._writer is not None

@@ -12,7 +12,7 @@ from sgl_router.kv_events import BlockHasher
 from sgl_router.kv_events.prompt_keys import PromptKeys
 from sgl_router.prompt import BlockKeys, Prompt
 
-from .wire import MAX_TOKENS, Hashing
+from .wire import MAX_MESSAGE_BYTES, MAX_TOKENS, Hashing
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import KvIndex, Namespace
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["PromptHasher", "hashing_of", "keyed_prompt"]
 
 _PIECE_BLOCKS = 2_048
+_KEY_BYTES = 8
+_MAX_KEYS_BYTES = MAX_MESSAGE_BYTES // 2
 _NO_TOKEN = np.zeros(1, dtype=np.uint32)
 
 
@@ -37,19 +39,30 @@ class PromptHasher:
 
     def __init__(self) -> None:
         self._hashers: dict[str, list[BlockHasher]] = {}
+        self._most_tokens: dict[str, int] = {}
 
     def learn(self, hashing: Hashing) -> None:
         self._hashers = {
             model_id: [BlockHasher(page_size, bigram=bigram, secret=hashing.secret) for page_size, bigram in kinds]
             for model_id, kinds in hashing.kinds.items()
         }
+        self._most_tokens = {
+            model_id: min(MAX_TOKENS, int(_MAX_KEYS_BYTES / sum(_KEY_BYTES / page_size for page_size, _ in kinds)))
+            for model_id, kinds in hashing.kinds.items()
+            if kinds
+        }
+
+    def told(self, model_id: str, prompt: Prompt) -> int:
+        """How many tokens of a prompt are told of: their keys, of all kinds, must fit into one message."""
+        return min(len(prompt), self._most_tokens.get(model_id, MAX_TOKENS))
 
     async def keys(self, model_id: str, prompt: Prompt, namespace: Namespace) -> dict[int, bytes]:
         """By root. Yields to the loop between pieces of a long prompt."""
         found: dict[int, bytes] = {}
+        tokens = self.told(model_id, prompt)
         for hasher in self._hashers.get(model_id, ()):
             keys = PromptKeys(prompt, hasher, namespace)
-            blocks = hasher.prompt_blocks(min(len(prompt), MAX_TOKENS))
+            blocks = hasher.prompt_blocks(tokens)
             rested = keys.known
             while keys.known < blocks:
                 if keys.known - rested >= _PIECE_BLOCKS:

@@ -24,7 +24,6 @@ from .keys import PromptHasher
 from .link import Link
 from .remote_lease import RemoteLease
 from .wire import (
-    MAX_TOKENS,
     Choose,
     Chosen,
     Counts,
@@ -196,11 +195,11 @@ class RemoteRouting:
             raise _Away
         prompt, tokens, keys = ask.prompt, None, {}
         if prompt is not None:
-            tokens = min(len(prompt), MAX_TOKENS)
+            tokens = self._hasher.told(ask.model_id, prompt)
             if ask.namespace is not None:
                 keys = await self._hasher.keys(ask.model_id, prompt, ask.namespace)
-        if self._link is None:
-            raise _Away  # gone meanwhile
+        if self.away or self._link is None:
+            raise _Away  # gone meanwhile, or another one, which does not know the workers by these numbers yet
         return self._link, tokens, keys
 
     async def _ask(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:

@@ -17,7 +17,7 @@ from sgl_router.server.daemon import Daemon
 from sgl_router.server.services import Model
 from sgl_router.workers import HealthState, Target
 
-from .control import Control
+from .control import Cause, Control
 from .counts import merge
 from .fronts import AdminFront
 from .lease_server import LeaseServer
@@ -46,6 +46,9 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
     await daemon.start()
     services = daemon.services
     control.restarted = lambda name, cause, count: _show_restart(services, (name, cause), count)
+    for name in ("routing", *(f"data-{number}" for number in range(config.server.processes))):
+        for cause in Cause:
+            services.metrics.process_restarts.show(name, cause.value)
     for labels, count in restarts.items():
         _show_restart(services, labels, count)
     server = LeaseServer(

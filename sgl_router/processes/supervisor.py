@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -74,6 +75,7 @@ class Supervisor:
         self, config: Config, paths: Paths, listeners: list[socket.socket], watch: Watch = _WATCH
     ) -> None:
         self._config = config
+        self._folder = paths.folder
         self._listeners = listeners
         self._watch_secs = watch.turn_secs
         self._routing = Child("routing", ["routing"], paths.folder, watch)
@@ -95,6 +97,7 @@ class Supervisor:
             if asked.is_set():
                 log.warning("second signal, exiting at once", signal=number.name)
                 self._kill_all()
+                shutil.rmtree(self._folder, ignore_errors=True)  # the configuration is in it
                 _flush_logs()
                 os._exit(128 + number)
             log.info("signal received, draining", signal=number.name)
@@ -171,8 +174,6 @@ class Supervisor:
 
     def _announce(self) -> None:
         server = self._config.server
-        if server.http_front != "native":
-            log.warning("server.http_front is for one process: data processes use the native front")
         port = self._listeners[0].getsockname()[1]
         host = f"[{server.host}]" if ":" in server.host else server.host
         log.info(

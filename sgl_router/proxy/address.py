@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from urllib.parse import urlsplit
 
 from .connection import UpstreamConnection
@@ -29,7 +29,7 @@ class Address:
         self.idle: list[UpstreamConnection] = []  # latest used last
         self.open = 0
         self.live = True
-        self.waiting: deque[asyncio.Future[UpstreamConnection | None]] = deque()
+        self.waiting: OrderedDict[asyncio.Future[UpstreamConnection | None], None] = OrderedDict()
 
     def take(self, oldest: float) -> UpstreamConnection | None:
         """An idle connection used since `oldest`."""
@@ -47,10 +47,11 @@ class Address:
             self.open += 1
             return None
         turn: asyncio.Future[UpstreamConnection | None] = asyncio.get_running_loop().create_future()
-        self.waiting.append(turn)
+        self.waiting[turn] = None
         try:
             return await turn
         except asyncio.CancelledError:
+            self.waiting.pop(turn, None)
             if turn.done() and not turn.cancelled():  # it was this one's turn: the next one's then
                 connection = turn.result()
                 if connection is None:
@@ -80,8 +81,8 @@ class Address:
 
     def _call(self, connection: UpstreamConnection | None) -> bool:
         while self.waiting:
-            turn = self.waiting.popleft()
-            if not turn.done():
+            turn, _ = self.waiting.popitem(last=False)
+            if not turn.done():  # else it has just been cancelled
                 turn.set_result(connection)
                 return True
         return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from sgl_router.routing import LocalRouting
 
 from .decisions import decisions_view
 from .exchange import (
+    FLUSH_SECS,
     SERVER,
     UNMATCHED,
     UPLOAD_SECS,
@@ -115,7 +117,7 @@ class _AiohttpOutbound:
     async def send(self, status: int, headers: Headers | bytes, body: bytes) -> None:
         response = web.Response(status=status, headers=self._headers(headers), body=body)
         await self._prepare(response)
-        await self._guard(response.write_eof())
+        await self._finish(response)
 
     async def start(self, status: int, headers: Headers | bytes) -> None:
         response = web.StreamResponse(status=status, headers=self._headers(headers))
@@ -133,7 +135,7 @@ class _AiohttpOutbound:
     async def end(self) -> None:
         assert self.response is not None
         self._ending = True
-        await self._guard(self.response.write_eof())
+        await self._finish(self.response)
 
     def abort(self) -> None:
         if self._request.transport is not None:
@@ -144,6 +146,14 @@ class _AiohttpOutbound:
             response.force_close()
         self.response = response
         await self._guard(response.prepare(self._request))
+
+    async def _finish(self, response: web.StreamResponse) -> None:
+        """A client that takes nothing of the end of its answer for FLUSH_SECS is cut off."""
+        patience = _Patience(self._request)
+        try:
+            await self._guard(response.write_eof())
+        finally:
+            patience.end()
 
     async def _guard(self, step: Awaitable[Any]) -> None:
         try:
@@ -156,6 +166,30 @@ class _AiohttpOutbound:
         result: CIMultiDict[str] = CIMultiDict((name.decode("latin-1"), _text(value)) for name, value in pairs)
         result["x-request-id"] = self._request_id
         return result
+
+
+class _Patience:
+    """With a client, until `end`: its connection breaks when nothing of what is unsent goes out for FLUSH_SECS."""
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._unsent: float = math.inf
+        self._loop = asyncio.get_running_loop()
+        self._next: asyncio.Handle = self._loop.call_soon(self._look)  # when all is written that is going to be
+
+    def _look(self) -> None:
+        transport = self._request.transport
+        if transport is None:
+            return
+        unsent = transport.get_write_buffer_size()
+        if unsent < self._unsent:
+            self._unsent = unsent
+            self._next = self._loop.call_later(FLUSH_SECS, self._look)
+        else:
+            transport.abort()  # which cancels the handler
+
+    def end(self) -> None:
+        self._next.cancel()
 
 
 def _data_route(services: Services, serve: Serve) -> _Handler:
@@ -211,7 +245,7 @@ def _view(answer: Callable[[], tuple[int, dict[str, Any]]]) -> _Handler:
 
 def _metrics(services: Services) -> _Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        return web.Response(body=services.metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return web.Response(body=await services.metrics.render_aside(), headers={"content-type": CONTENT_TYPE})
 
     return handle
 

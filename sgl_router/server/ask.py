@@ -26,6 +26,8 @@ _NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 # JSON has numbers of any length, other processes' messages have not.
 _MOST = 10**9
 _MAX_HEADER = 256
+# Bodies are large, and names are remembered (by `BlockHasher`) and told to other processes.
+_MAX_NAME = 4_096
 
 
 async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers: Headers, request_id: str) -> Ask:
@@ -79,4 +81,7 @@ def _namespace(chat: JsonObject, adapter: str | None) -> Namespace | None:
     salt, lora = chat.get("cache_salt"), chat.get("lora_path")
     if (salt is not None and not isinstance(salt, str)) or (lora is not None and not isinstance(lora, str)):
         return None
-    return Namespace(salt or None, adapter or lora or None)
+    lora = adapter or lora
+    if len(salt or "") > _MAX_NAME or len(lora or "") > _MAX_NAME:
+        return None
+    return Namespace(salt or None, lora or None)

@@ -24,6 +24,7 @@ _decode_value = msgspec.json.Decoder().decode
 _UNKNOWN = object()
 _KEY = re.compile(rb'[ \t\n\r]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:[ \t\n\r]*', re.DOTALL)
 _AFTER_VALUE = re.compile(rb"[ \t\n\r]*[,}]")
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _BYTE_AT = re.compile(r"\(byte (\d+)\)")
 
 
@@ -46,7 +47,7 @@ class JsonObject(Mapping[str, Any]):
         except RecursionError:
             raise BadRequest(f"{name!r} is nested too deeply", name) from None
         except msgspec.DecodeError as error:
-            raise BadRequest(f"{name!r}: {_malformed(str(error))}", name) from None
+            raise BadRequest(f"{name!r}: {_malformed(str(error), raw)}", name) from None
         return value
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -78,7 +79,7 @@ def parse_object(body: bytes) -> JsonObject:
     except msgspec.ValidationError:
         raise BadRequest(f"the request body is {_kind(body)}; expected a JSON object") from None
     except msgspec.DecodeError as error:
-        raise BadRequest(_malformed(str(error))) from None
+        raise BadRequest(_malformed(str(error), body)) from None
     except RecursionError:
         raise BadRequest("the request body is nested too deeply") from None
     if len(fields) > MAX_KEYS:
@@ -155,8 +156,11 @@ def _reject_repeated_key(body: bytes, fields: dict[str, msgspec.Raw]) -> None:
         pair = _KEY.match(body, after.end())
 
 
-def _malformed(detail: str) -> str:
+def _malformed(detail: str, text: bytes | msgspec.Raw) -> str:
     if "truncated" in detail:
+        half = _HALF_PAIR.search(text)
+        if half:
+            return f"the JSON is malformed at byte {half.start()}: half of a surrogate pair"
         return "the JSON ends too early: it is truncated"
     where = _BYTE_AT.search(detail)
     return f"the JSON is malformed at byte {where.group(1)}" if where else f"the JSON is malformed: {detail}"

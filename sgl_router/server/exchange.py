@@ -14,12 +14,23 @@ from .envelope import error_response
 if TYPE_CHECKING:
     from .services import Services
 
-__all__ = ["SERVER", "UNMATCHED", "UPLOAD_SECS", "Exchanges", "body_too_large", "check_encoding", "method_not_allowed"]
+__all__ = [
+    "FLUSH_SECS",
+    "SERVER",
+    "UNMATCHED",
+    "UPLOAD_SECS",
+    "Exchanges",
+    "body_too_large",
+    "check_encoding",
+    "method_not_allowed",
+]
 
 log = structlog.get_logger(__name__)
 
 # A body that trickles in must not hold its connection for ever.
 UPLOAD_SECS = 60.0
+# Nor must an answer that its client does not take.
+FLUSH_SECS = 60.0
 # The route label of what no route matches.
 UNMATCHED = "unmatched"
 # The `server` header of every answer that a worker did not give.

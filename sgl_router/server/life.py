@@ -95,14 +95,13 @@ class ForgetConnections:
 
 async def load_models(config: Config, rng: random.Random, held_tokens: Callable[[Target], int]) -> dict[str, Model]:
     """`held_tokens`: what a target has cached. Raises StartupError."""
-    loop = asyncio.get_running_loop()
     models = {}
     for position, one in enumerate(config.models):
         started = time.monotonic()
         try:
-            tokenizer = await loop.run_in_executor(None, _load_tokenizer, one)
+            tokenizer = await asyncio.to_thread(_load_tokenizer, one)  # whose log lines have this one's context
         except TokenizerLoadError as error:
-            raise StartupError(f"models[{position}].tokenizer_path: {error}") from None
+            raise StartupError(f"models[{position}].{error}") from None  # it begins with the field
         models[one.id] = Model(one, tokenizer, make_policy(one, rng, held_tokens=held_tokens))
         log.info(
             "model loaded",

@@ -37,7 +37,7 @@ def snapshot_route(
             async with contextlib.aclosing(encode_snapshot(index)) as chunks:
                 async for chunk in chunks:
                     await asyncio.wait_for(response.write(chunk), stall_secs)
-            await response.write_eof()
+            await asyncio.wait_for(response.write_eof(), stall_secs)
         except ConnectionError:
             pass  # the peer has gone
         except Exception as error:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from sgl_router.errors import NoHealthyWorkers
+from sgl_router.server.http.limits import HttpLimits
 from tests.conformance.case import ECHO, HEALTH, STREAM, post
 from tests.conformance.rig import Reply, Rig, read_reply, running, until
 
 OWN = (b"x-request-id", b"date")
+LARGE = 16 << 20
 
 
 @contextlib.asynccontextmanager
@@ -179,3 +181,42 @@ async def test_a_closing_front_lets_requests_end(rig: Rig) -> None:
     assert await reader.read() == b""
     await rig.front.close()
     await rig.front.close()
+
+
+@contextlib.asynccontextmanager
+async def impatient(kind: str, secs: float, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    """Answers a request with more than sockets hold, to clients that are to take some of it every `secs`."""
+
+    async def serve(services: Any, inbound: Any, out: Any) -> None:
+        rig.seen.append(inbound)
+        await out.send(200, [], b"y" * LARGE)
+
+    monkeypatch.setattr("sgl_router.server.aiohttp_front.FLUSH_SECS", secs)
+    limits = HttpLimits(sweep_secs=0.02, flush_secs=secs) if kind == "native" else None
+    async with running(kind, limits=limits, routes={ECHO.decode(): serve}) as rig:
+        yield rig
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with impatient(kind, 0.2, monkeypatch) as rig:
+        _, writer = await rig.open()
+        writer.write(post())
+        await until(lambda: bool(rig.seen) and not rig.services.in_flight.count, "the request is over")
+        writer.close()
+
+
+async def test_a_client_that_takes_its_time_gets_all_of_its_answer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    secs = 0.4
+    async with impatient(kind, secs, monkeypatch) as rig:
+        reader, writer = await rig.open()
+        writer.write(post())
+        await reader.readuntil(b"\r\n\r\n")
+        taken = 0
+        for _ in range(16):
+            await asyncio.sleep(secs / 8)
+            taken += len(await reader.readexactly(LARGE // 16))
+        assert taken == LARGE
+        await until(lambda: not rig.services.in_flight.count, "the request is over")
+        writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import pathlib
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -37,6 +38,17 @@ async def test_a_process_that_cannot_be_had_leaves_nothing_behind(
         await child.live()
     assert descriptors() == before
     assert child.pid is None
+
+
+async def test_what_lies_in_the_working_directory_is_not_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("socket", "argparse", "sgl_router"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(77)")
+    monkeypatch.chdir(tmp_path)
+    assert "" not in sys.path
+    child = Child("routing", ["routing"], tmp_path, Watch())  # where there is no configuration
+    assert await asyncio.wait_for(child.live(), 30) == 1
 
 
 async def test_a_process_that_cannot_be_had_is_tried_for_again(

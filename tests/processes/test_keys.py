@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from sgl_router.kv_events import DEFAULT_NAMESPACE, BlockHasher, KvIndex, Namespace
 from sgl_router.kv_events.prompt_keys import PromptKeys
 from sgl_router.processes.keys import PromptHasher, hashing_of, keyed_prompt
-from sgl_router.processes.wire import Hashing
+from sgl_router.processes.wire import MAX_MESSAGE_BYTES, Hashing
 from sgl_router.prompt import Prompt, SharedPrefix
 
 SALTED = Namespace("salt", "adapter")
@@ -49,6 +50,18 @@ async def test_what_a_conversation_shares_is_hashed_once() -> None:
     shared.keys[root][:] = type(shared.keys[root])("Q", [1, 2, 3, 4])
     [encoded] = (await data.keys("m", Prompt(ids, shared), DEFAULT_NAMESPACE)).values()
     assert np.frombuffer(encoded, dtype=np.uint64)[:4].tolist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("pages", [(1,), (1, 1), (1, 16, 64), (16,), ()])
+def test_whatever_is_told_of_a_prompt_fits_into_a_message(pages: tuple[int, ...]) -> None:
+    data = PromptHasher()
+    data.learn(Hashing(77, {"m": [(page, bool(position)) for position, page in enumerate(pages)]}))
+    endless = Prompt(np.broadcast_to(np.zeros(1, dtype=np.uint32), (1 << 30,)))
+    told = data.told("m", endless)
+    assert sum(told // page * 8 for page in pages) <= MAX_MESSAGE_BYTES // 2
+    assert told >= 1_000_000
+    assert data.told("m", Prompt(np.zeros(1_000, dtype=np.uint32))) == 1_000
+    assert data.told("unknown", endless) == 4 << 20
 
 
 async def test_an_index_that_follows_nobody_needs_no_keys() -> None:

@@ -78,6 +78,20 @@ async def test_keys_of_every_kind_in_use_are_sent(rig: Any) -> None:
     assert index.seen[-1][1] == last
 
 
+async def test_of_a_prompt_too_long_for_a_message_the_beginning_is_told(rig: Any, monkeypatch: Any) -> None:
+    """A message that is too large would cost the connection, and all leases with it."""
+    monkeypatch.setattr("sgl_router.processes.keys._MAX_KEYS_BYTES", 8 * 1_000)
+    routing = await rig.routing(A)
+    routing.index.kinds = [(1, False), (1, True)]
+    side = await rig.side()
+    lease = await side.choose(1_600)
+    assert side.fell_back == []
+    tokens, keys, _ = routing.index.seen[-1]
+    assert (tokens, [len(found) for found in keys.values()]) == (500, [499, 498])
+    assert lease.decision.prompt_tokens == 500
+    lease.end(Outcome.COMPLETED)
+
+
 async def test_what_cannot_be_looked_up_is_told_as_such(rig: Any) -> None:
     await rig.routing(A)
     side = await rig.side()

@@ -303,7 +303,7 @@ async def restarts(router: Router) -> dict[tuple[str, str], int]:
     status, text = await router.get("/metrics")
     line = re.compile(r'sgl_router_process_restarts_total\{cause="(\w+)",process="([\w-]+)"\} (\d+)')
     assert status == 200
-    return {(process, cause): int(count) for cause, process, count in line.findall(text.decode())}
+    return {(process, cause): int(count) for cause, process, count in line.findall(text.decode()) if int(count)}
 
 
 async def explained(router: Router) -> set[int]:
@@ -347,15 +347,20 @@ async def test_a_process_that_cannot_start_is_a_clear_error(start: Start, tmp_pa
     router = await start(str(tmp_path / "empty"))
     assert await asyncio.wait_for(router.process.wait(), 30) == 2
     await router._reading
-    assert "models[0].tokenizer_path: " in router.text
+    assert "models[0].tokenizer_path " in router.text
+    assert "was destroyed" not in router.text
     assert "Traceback" not in router.text
 
 
-async def test_a_second_signal_leaves_at_once(start: Start) -> None:
+async def test_a_second_signal_leaves_at_once_and_nothing_behind(start: Start) -> None:
     router = await start(shutdown_drain_secs=60)
     pids = await router.listening()
+    told = pathlib.Path(f"/proc/{pids[0]}/cmdline").read_bytes().decode().split("\0")
+    folder = pathlib.Path(told[told.index("--folder") + 1])
+    assert folder.is_dir()
     router.process.send_signal(signal.SIGTERM)
     await router.until(lambda: router.said("signal received, draining"), "draining")
     router.process.send_signal(signal.SIGTERM)
     assert await asyncio.wait_for(router.process.wait(), 10) == 128 + signal.SIGTERM
     await settles(lambda: none_alive(pids), True)
+    assert not folder.exists()

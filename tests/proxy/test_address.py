@@ -73,6 +73,7 @@ async def test_who_gives_up_waiting_takes_nothing_along(narrow, upstream, script
     await settled()
     first.cancel()
     await settled()
+    assert len(narrow._addresses[server.url].waiting) == 2
     await release(held[0])
     await release(await asyncio.wait_for(second, 5))
     await release(await asyncio.wait_for(third, 5))

@@ -76,3 +76,13 @@ async def test_a_chat_that_cannot_be_rendered_is_a_fact(monkeypatch: pytest.Monk
     monkeypatch.setattr(Tokenizer, "prompt", prompt)
     ask = await asked()
     assert (ask.prompt, ask.unmatched) == (None, Unmatched.MEDIA)
+
+
+@pytest.mark.parametrize("field", ["cache_salt", "lora_path"])
+async def test_a_name_as_large_as_a_body_may_be_is_not_kept(field: str) -> None:
+    """It would be remembered by the hasher, and be too much for a message between processes."""
+    ask = await asked(f',"{field}":"{"x" * 4_096}"')
+    assert ask.namespace is not None and "x" * 4_096 in ask.namespace
+    ask = await asked(f',"{field}":"{"x" * 4_097}"')
+    assert (ask.namespace, ask.unmatched) == (None, Unmatched.NAMESPACE)
+    assert ask.prompt is not None

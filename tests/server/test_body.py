@@ -37,6 +37,8 @@ def test_a_good_body(separators: tuple[str, str]) -> None:
         (b"true", "the request body is a boolean; expected a JSON object", None),
         (b"12", "the request body is a number; expected a JSON object", None),
         (b'{"model": "m", "mess', "the JSON ends too early: it is truncated", None),
+        (b'{"model": "\\ud83d"}', "the JSON is malformed at byte 11: half of a surrogate pair", None),
+        (b'{"model": "\\ud83d\\ude00 \\uDBff"}', "the JSON is malformed at byte 24: half of a surrogate pair", None),
         (b'{"model": "m",}', "the JSON is malformed at byte 14", None),
         (b'{"model": nope}', "the JSON is malformed", None),
         (b'{"a": NaN}', "the JSON is malformed", None),

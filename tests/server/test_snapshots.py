@@ -73,3 +73,29 @@ async def test_a_client_that_stops_reading_is_cut_off_and_the_next_is_served(ind
     assert (await asyncio.wait_for(loop.sock_recv(again, 15), 5.0)) == b"HTTP/1.1 200 OK"
     again.close()
     await runner.cleanup()
+
+
+async def test_nor_does_the_end_of_one_that_nobody_takes_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = KvIndex()
+    app = web.Application()
+    app.router.add_get(SNAPSHOT_PATH, snapshot_route(index, stall_secs=0.1))
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection(*runner.addresses[0])
+        writer.write(f"GET {SNAPSHOT_PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 5.0)
+        writer.close()
+        return answer
+
+    async def never(*arguments: object) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web.StreamResponse, "write_eof", never)
+        await ask()
+    assert (await ask()).startswith(b"HTTP/1.1 200 OK")
+    await runner.cleanup()
+    index.close()

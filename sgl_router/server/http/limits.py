@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgl_router.server.exchange import UPLOAD_SECS
+from sgl_router.server.exchange import FLUSH_SECS, UPLOAD_SECS
 
 __all__ = ["HttpLimits"]
 
@@ -19,7 +19,7 @@ class HttpLimits:
     head_secs: float = 20.0
     """From the first byte of a request to the end of its headers."""
     body_secs: float = UPLOAD_SECS
-    flush_secs: float = 60.0
+    flush_secs: float = FLUSH_SECS
     """For the client to take the end of the last answer on a connection, or anything at all of one before."""
     linger_secs: float = 5.0
     """How long what a refused client still sends is read and dropped, so that it gets to read the refusal."""
