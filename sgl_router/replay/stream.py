@@ -73,7 +73,7 @@ class AnswerStream:
             return True
         try:
             event = _decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             return self._give_up(Result.BROKEN, f"an event that makes no sense: {error}")
         if event.error is not None or event.object == "error":
             said = msgspec.json.encode(event.error if event.error is not None else event.message).decode()

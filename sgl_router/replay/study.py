@@ -67,7 +67,7 @@ def read_other(path: str) -> Reading:
     """A file that `replay --json` or `simulate --json` wrote. Raises ValueError, OSError."""
     try:
         found = msgspec.json.decode(Path(path).read_bytes())
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     name = Path(path).stem
     try:

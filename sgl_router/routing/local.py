@@ -168,6 +168,9 @@ class LocalRouting:
             metrics = self._metrics
             metrics.decisions.labels(ask.model_id, decision.reason._value_).inc()
             metrics.overlap.labels(ask.model_id).observe(decision.matched_blocks)
+            if decision.prompt_tokens:
+                metrics.prompt_tokens.labels(ask.model_id).inc(decision.prompt_tokens)
+                metrics.matched_tokens.labels(ask.model_id).inc(decision.matched_blocks * decision.page_size)
         guard = self._load.acquire(
             decision.target,
             prefill_tokens=decision.uncached_tokens,

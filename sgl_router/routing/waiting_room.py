@@ -51,6 +51,8 @@ class WaitingRoom:
         self._policy = policy
         self._settings = settings
         self._metrics = metrics
+        for outcome in ("dispatched", "full", "timeout", "left"):
+            metrics.queue_outcomes.show(model_id, outcome)
         self._candidates = candidates
         self._look_up = look_up
         self._admit = admit
@@ -119,8 +121,9 @@ class WaitingRoom:
         while (found := self._line.next(self._candidates(), now, self._refresh)) is not None:
             item, chosen, costs = found
             ask, future = self._entered.pop(item)
-            if future.done():
-                continue  # cancelled in this very turn
+            if future.done():  # cancelled in this very turn
+                self._count("left")
+                continue
             try:
                 lease = self._admit(ask, self._policy.decide(chosen, costs, item.facts))
             except Exception as error:  # nobody else would ever tell this one

@@ -72,7 +72,7 @@ def scale_rows(rows: Sequence[TraceRow], scale: Fraction) -> list[TraceRow]:
 def _row(line: bytes | str, where: str, block_tokens: int) -> TraceRow:
     try:
         value = msgspec.json.decode(line)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{where}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise TraceError(f"{where}: expected an object, got {_shown(value)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from sgl_router.config import QueueConfig
 from sgl_router.policies import Facts, KvCost, Policy
@@ -46,7 +47,7 @@ class HoldBack:
         self._jobs[item] = job
         self._line.enter(item, candidates, now)
         if self._settings.max_wait_secs < math.inf:
-            door.clock.later(self._settings.max_wait_secs, self._overdue)
+            door.clock.later(self._settings.max_wait_secs, partial(self._overdue, item))
         self._look_later()
 
     def changed(self) -> None:
@@ -75,7 +76,7 @@ class HoldBack:
         if self._jobs:
             self._look_later()
 
-    def _overdue(self) -> None:
-        for item in self._line.overdue(self._door.clock.now):
-            self._line.leave(item)
+    def _overdue(self, item: Waiting) -> None:
+        # Not by the clock: rounding may leave `now - since` just short of the bound, and nobody would look again.
+        if self._line.leave(item):
             self._door.refuse(self._jobs.pop(item), WAITED_TOO_LONG)

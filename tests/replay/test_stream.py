@@ -89,6 +89,14 @@ def test_what_is_no_answer_ends_the_reading(event: Any, result: Result, error: s
     assert math.isnan(reader.call.first_event_at)
 
 
+@pytest.mark.parametrize("data", [b'{"choices": [{"delta": {"content": "\xff"}}]}', b'{"error": ' + b"[" * 100_000])
+def test_bytes_that_are_no_text_and_brackets_without_end_are_a_broken_stream(data: bytes) -> None:
+    """Nothing may be raised: it would cost the results of the whole replay."""
+    reader = Reader()
+    assert not reader.stream.feed(b"data: " + data + b"\n", 1.0)
+    assert reader.call.result is Result.BROKEN and reader.call.error.startswith("an event that makes no sense")
+
+
 def test_an_event_without_end_is_not_collected_for_ever() -> None:
     reader = Reader()
     assert not reader.stream.feed(b"data: " + b"x" * (1 << 20), 1.0)

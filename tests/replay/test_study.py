@@ -68,8 +68,9 @@ def test_what_is_neither_is_refused(tmp_path: Path, found: Any, says: str) -> No
         read_other(write(tmp_path, found))
 
 
-def test_what_is_no_json_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("found", [b"{", b'{"workload": "\xff"}'])
+def test_what_is_no_json_is_refused(tmp_path: Path, found: bytes) -> None:
     path = tmp_path / "x.json"
-    path.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    path.write_bytes(found)
+    with pytest.raises(ValueError, match=r"x\.json: not JSON"):
         read_other(str(path))

@@ -143,6 +143,20 @@ async def test_who_is_cancelled_in_the_turn_of_dispatch_gives_the_lease_back() -
     assert [lease.outcomes for lease in scene.leases] == [[Outcome.CLIENT_GONE]]
 
 
+async def test_who_is_cancelled_in_the_turn_before_dispatch_takes_nobodys_place_and_is_counted() -> None:
+    scene = Scene()
+    one, two = scene.enter("one", "two")
+    await asyncio.sleep(0)
+    counted: list[str] = []
+    scene.room._count = counted.append  # type: ignore[method-assign]
+    scene.prompt.release()
+    scene.room.changed()  # its look comes before the cancelled task's own step
+    one.cancel()
+    assert await asyncio.wait_for(two, 5.0) is scene.leases[0]
+    assert one.cancelled()
+    assert len(scene.leases) == 1 and sorted(counted) == ["dispatched", "left"]
+
+
 async def test_who_waits_while_nobody_can_be_chosen_goes_when_somebody_can() -> None:
     scene = Scene()
     targets, scene.targets = scene.targets, []

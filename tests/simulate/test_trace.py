@@ -47,8 +47,16 @@ def test_a_wrong_field_is_named_with_its_line(change: dict[str, Any], says: str)
     assert str(caught.value) == f"t.jsonl:3: {says}"
 
 
-@pytest.mark.parametrize(("line", "says"), [("{", "t:1: not JSON"), ("[1]", "t:1: expected an object, got [1]")])
-def test_a_line_that_is_no_request_is_named(line: str, says: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{", "t:1: not JSON"),
+        ("[1]", "t:1: expected an object, got [1]"),
+        (b'{"who": "\xff"}', "t:1: not JSON"),
+        ("[" * 100_000, "t:1: not JSON"),
+    ],
+)
+def test_a_line_that_is_no_request_is_named(line: str | bytes, says: str) -> None:
     with pytest.raises(TraceError) as caught:
         parse_trace([line], name="t")
     assert str(caught.value).startswith(says)

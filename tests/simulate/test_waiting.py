@@ -69,6 +69,12 @@ def test_a_full_line_refuses_and_one_that_waits_too_long_is_given_up() -> None:
     assert long.finished_at == pytest.approx(4.096)
 
 
+def test_the_bound_holds_whatever_rounding_makes_of_it() -> None:
+    """In floats 0.7 + 0.1 - 0.7 is less than 0.1."""
+    _, second = run([LONG, row(0.7, 512, 30)], max_wait_secs=0.1).records
+    assert (second.worker, second.reason) == (-1, "waited_too_long")
+
+
 def test_everyone_goes_or_is_refused_once() -> None:
     rows = [row(0.2 * number, 512 * (1 + number % 7), *range(10 * number, 10 * number + 7)) for number in range(60)]
     outcome = run(rows, replace(ALONE, workers=2, routers=2), max_wait_secs=6.0, max_waiting=8)
