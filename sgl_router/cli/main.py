@@ -23,6 +23,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the value is the exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
+    if options.command is not None and (options.router_config is not None or options.check):
+        parser.error(f"--config and --check before a command: {options.command} takes its flags after its name")
+    try:
+        return _run(parser, options)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.command == "demo":
         from .demo import run_demo
 
@@ -39,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from .replay import run_replay_command
 
         return run_replay_command(options)
-    if options.config is None:
+    if options.router_config is None:
         parser.error("--config FILE is required (or a command: demo, mock-worker, simulate, replay)")
     from .serve import check, serve
 
-    return check(options.config) if options.check else serve(options.config)
+    return check(options.router_config) if options.check else serve(options.router_config)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,7 +62,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="configuration, YAML (.yaml, .yml) or TOML (.toml)")
+    # Not `config`: what a command's own --config leaves there would hide that it was given here.
+    parser.add_argument(
+        "--config", dest="router_config", metavar="FILE", help="configuration, YAML (.yaml, .yml) or TOML (.toml)"
+    )
     parser.add_argument("--check", action="store_true", help="validate the configuration and exit")
     parser.add_argument("--version", action="version", version=f"sgl-router {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

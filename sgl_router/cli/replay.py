@@ -77,7 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_replay_command(options: argparse.Namespace) -> int:
-    """Replay and report. 1 where nothing was answered, 2 for a question that makes no sense, 130 after Ctrl-C."""
+    """Replay and report. 1 where nothing was answered or a file cannot be written, 2 for a question that makes no
+    sense, 130 after Ctrl-C."""
     from sgl_router.replay.study import read_other
     from sgl_router.simulate.trace import TraceError
     from sgl_router.tokenization import TokenizerLoadError
@@ -97,10 +98,10 @@ def run_replay_command(options: argparse.Namespace) -> int:
     replay = _run(settings, maker)
     if replay is None:
         return 1
-    _report(options, replay, other)
+    written = _report(options, replay, other)
     if replay.interrupted:
         return _INTERRUPTED
-    return 0 if replay.summary.answered else 1
+    return 0 if written and replay.summary.answered else 1
 
 
 def _settings(options: argparse.Namespace) -> ReplaySettings:
@@ -177,12 +178,23 @@ def _run(settings: ReplaySettings, maker: PromptMaker) -> Replay | None:
         loop.close()
 
 
-def _report(options: argparse.Namespace, replay: Replay, other: Reading | None) -> None:
+def _report(options: argparse.Namespace, replay: Replay, other: Reading | None) -> bool:
+    """Whether every file could be written."""
     from sgl_router.replay.table import format_comparison, format_replay
 
+    written = True
+    try:
+        _write(options, replay, other)  # before the table, whose reader (`head`, say) may leave
+    except OSError as error:
+        print(f"sgl-router replay: {error}", file=sys.stderr)
+        written = False
     print(format_replay(replay))
     if other is not None:
         print(f"\n{format_comparison(replay, other)}")
+    return written
+
+
+def _write(options: argparse.Namespace, replay: Replay, other: Reading | None) -> None:
     if options.json is not None:
         import msgspec
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def check(path: str) -> int:
 
 
 def serve(path: str) -> int:
-    """Run the daemon until it is told to stop. 0 after a clean shutdown, 2 if it could not start."""
+    """Run the daemon until it is told to stop. 0 after a clean shutdown, 2 if it could not start.
+
+    Ctrl-C before it has started ends the process here, with 130.
+    """
     loaded = _load(path)
     if loaded is None:
         return EXIT_CONFIG
@@ -43,7 +47,7 @@ def serve(path: str) -> int:
         from sgl_router.processes.supervisor import supervise
 
         return supervise(loaded.config)
-    from sgl_router.observability import configure_logging
+    from sgl_router.observability import configure_logging, flush_logs
     from sgl_router.server.daemon import Daemon, StartupError
 
     configure_logging(loaded.config.observability.log_level, loaded.config.observability.log_format)
@@ -60,7 +64,9 @@ def serve(path: str) -> int:
         print(f"sgl-router: {error}", file=sys.stderr)
         return EXIT_CONFIG
     except KeyboardInterrupt:
-        return 130
+        # Returning would wait for the thread that loads a tokenizer, and that may ask the hub for minutes.
+        flush_logs()
+        os._exit(130)
     finally:
         loop.close()
 

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_simulate(options: argparse.Namespace) -> int:
-    """Simulate and report. 2 for a question that makes no sense."""
+    """Simulate and report. 1 where a file cannot be written, 2 for a question that makes no sense."""
     from sgl_router.config import ConfigError
     from sgl_router.simulate.catalogue import policy_names
     from sgl_router.simulate.study import run_study
@@ -89,7 +89,9 @@ def run_simulate(options: argparse.Namespace) -> int:
             return _refuse(f"{path}: its folder does not exist")
     try:
         workload, model = read_workload(options), _model(options)
-    except (TraceError, ConfigError, OSError, ValueError) as error:
+    except ConfigError as error:
+        return _refuse("\n  ".join((f"{options.config} is not a valid configuration:", *str(error).splitlines())))
+    except (TraceError, OSError, ValueError) as error:
         return _refuse(str(error))
     settings = _settings(options, workload.block_tokens)
     if settings.cache_tokens < 2 * settings.page_size:
@@ -100,21 +102,28 @@ def run_simulate(options: argparse.Namespace) -> int:
         if bar is not None:
             bar.show(done, total, f"{100 * done // total:>3}% {what}")
 
-    study = run_study(
-        workload.name,
-        workload.rows,
-        list(dict.fromkeys(policies)),
-        list(dict.fromkeys(options.rate or [1.0])),
-        settings,
-        seed=options.seed,
-        model=model,
-        progress=tell,
-    )
-    if bar is not None:
-        bar.wipe()
+    try:
+        study = run_study(
+            workload.name,
+            workload.rows,
+            list(dict.fromkeys(policies)),
+            list(dict.fromkeys(options.rate or [1.0])),
+            settings,
+            seed=options.seed,
+            model=model,
+            progress=tell,
+        )
+    finally:
+        if bar is not None:
+            bar.wipe()
+    status = 0
+    try:
+        _write(options, study)  # before the table, whose reader (`head`, say) may leave
+    except OSError as error:
+        print(f"sgl-router simulate: {error}", file=sys.stderr)
+        status = 1
     print(format_study(study))
-    _write(options, study)
-    return 0
+    return status
 
 
 def _model(options: argparse.Namespace) -> ModelConfig | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.config.errors import FieldError, child, mismatch, missing
-from sgl_router.config.schema import Config, KvCostConfig, PolicyName
+from sgl_router.config.schema import CacheAwareConfig, Config, KvCostConfig, PolicyName
 from sgl_router.config.walk import INVALID
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
@@ -50,8 +50,12 @@ def warnings_of(config: Config) -> list[str]:
             f"proxy.connect_timeout_secs: {proxy.connect_timeout_secs:g} is greater than proxy.request_timeout_secs "
             f"({proxy.request_timeout_secs:g}) and cannot take effect"
         )
+    if config.server.processes > 1 and config.server.http_front != "native":
+        found.append("server.http_front: ignored, it is for one process: data processes use the native front")
     for index, model in enumerate(config.models):
         path, queue = child("models", index), model.queue
+        if model.policy is not PolicyName.CACHE_AWARE_ZMQ and model.cache_aware != CacheAwareConfig():
+            found.append(f"{path}.cache_aware: ignored, {path}.policy is {model.policy.value}")
         if model.policy is not PolicyName.KV_COST and model.kv_cost != KvCostConfig():
             found.append(f"{path}.kv_cost: ignored, {path}.policy is {model.policy.value}")
         if queue.enabled and queue.max_wait_secs > proxy.request_timeout_secs:

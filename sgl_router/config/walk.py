@@ -84,7 +84,9 @@ class Walk:
 
     def _list(self, info: inspect.ListType, value: object, path: str, expected: str) -> Any:
         if not isinstance(value, (list, tuple)):
-            self.errors.append(mismatch(path, value, expected))
+            one = isinstance(info.item_type, inspect.StructType) and isinstance(value, Mapping) and value
+            hint = f"one entry needs its '- ' too, in TOML the heading [[{path}]]" if one else ""
+            self.errors.append(mismatch(path, value, expected, hint))
             return INVALID
         if len(value) < (info.min_length or 0):
             self.errors.append(mismatch(path, value, expected))

@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _serve(config: MockWorkerConfig) -> int:
+    import zmq
+
     from sgl_router.mock.worker import MockWorker
     from sgl_router.tokenization import TokenizerLoadError
 
@@ -109,7 +111,7 @@ async def _serve(config: MockWorkerConfig) -> int:
     worker = MockWorker(config)
     try:
         await worker.start()
-    except (OSError, ValueError, TokenizerLoadError) as error:
+    except (OSError, ValueError, zmq.ZMQError, TokenizerLoadError) as error:
         print(f"sgl-router mock-worker: {error}", file=sys.stderr)
         return 1
     events = f"kv events on port {worker.kv_port}" if config.publishes_events else "no kv events"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
+import socket
 import subprocess
 import sys
 
@@ -106,6 +109,43 @@ def test_a_tokenizer_that_cannot_be_loaded_is_status_2(tmp_path) -> None:
     assert done.returncode == 2
     assert "models[0].tokenizer_path" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("before", [["--config", "router.yaml"], ["--check"]])
+@pytest.mark.parametrize("command", ["replay", "simulate"])
+def test_flags_of_the_router_before_a_command_are_refused(capsys, before: list[str], command: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([*before, command])
+    assert caught.value.code == 2
+    assert f"--config and --check before a command: {command} takes its flags after its name" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_hub_keeps_a_tokenizer_waiting(tmp_path) -> None:
+    """The thread that asks the hub cannot be stopped, and is not waited for."""
+    # Whoever starts the tests in the background passes on an ignored SIGINT.
+    code = (
+        "import signal, sys\n"
+        "from sgl_router.cli.main import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.settimeout(60)
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        env = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_OFFLINE": "0"}
+        env |= {"HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-c", code, "--config", write(tmp_path, GOOD + "server: {port: 0}\n")]
+        process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        try:
+            asked, _ = hub.accept()  # and never answered
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=30)
+            asked.close()
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in error
 
 
 def test_no_arguments_is_a_usage_error(capsys) -> None:

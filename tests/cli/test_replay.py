@@ -102,6 +102,16 @@ def test_another_run_is_shown_beside_it(start: Start, trace: str, tmp_path: Path
 
 
 @pytest.mark.usefixtures("quiet")
+def test_a_file_that_cannot_be_written_costs_no_table(start: Start, trace: str, tmp_path: Path, capsys) -> None:
+    worker = start(page_size=32)
+    arguments = ["replay", "--url", worker.url, "--trace", trace, *ARGUMENTS, "--json", str(tmp_path)]
+    assert main(arguments) == 1
+    out = capsys.readouterr()
+    assert "12 due, 12 answered, no errors" in out.out
+    assert f"sgl-router replay: [Errno 21] Is a directory: '{tmp_path}'" in out.err
+
+
+@pytest.mark.usefixtures("quiet")
 def test_status_1_where_nothing_is_answered(start: Start, trace: str, capsys) -> None:
     worker = start(api_key="secret")
     assert main(["replay", "--url", worker.url, "--model", "mock-model", "--trace", trace, *ARGUMENTS]) == 1

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -89,7 +91,7 @@ def test_a_configuration_must_be_good_and_leave_no_choice_open(config: str, tmp_
     for arguments, says in (
         (["--config", config], "--model NAME: " + config + " has patient, hasty; name one of them"),
         (["--config", config, "--model", "best"], "--model best: "),
-        (["--config", str(wrong), "--model", "hasty"], "models[1].queue.max_waiting"),
+        (["--config", str(wrong), "--model", "hasty"], f"{wrong} is not a valid configuration:\n  models[1].queue."),
         (["--config", "/nowhere/r.yaml"], "/nowhere/r.yaml"),
         (["--model", "hasty"], "--model is for --config FILE"),
     ):
@@ -161,6 +163,37 @@ def test_the_bar_is_drawn_on_a_terminal_and_wiped(capsys, monkeypatch: pytest.Mo
     error = capsys.readouterr().err
     assert "[################................]  50% random at 1x" in error
     assert error.endswith(" \r")
+
+
+def test_ctrl_c_is_130_and_wipes_the_bar(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, progress: Callable[[int, int, str], None], **__: object) -> None:
+        progress(1, 2, "random at 1x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("sgl_router.simulate.study.run_study", interrupted)
+    assert main(["simulate", "--workload", "unique", "--limit", "8"]) == 130
+    assert capsys.readouterr().err.endswith(" \r")
+
+
+def test_a_file_that_cannot_be_written_costs_no_table(tmp_path, capsys) -> None:
+    arguments = ["--workload", "unique", "--limit", "8", "--policy", "random", "--json", str(tmp_path)]
+    assert main(["simulate", *arguments]) == 1
+    out = capsys.readouterr()
+    assert "unique: 8 requests" in out.out
+    assert out.err == f"sgl-router simulate: [Errno 21] Is a directory: '{tmp_path}'\n"
+
+
+def test_the_numbers_are_kept_where_nobody_reads_the_table(tmp_path) -> None:
+    numbers = tmp_path / "r.json"
+    command = [sys.executable, "-m", "sgl_router", "simulate", "--workload", "unique", "--limit", "8"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        subprocess.run([*command, "--json", str(numbers)], stdout=writer, stderr=subprocess.DEVNULL, timeout=60)
+    finally:
+        os.close(writer)
+    assert json.loads(numbers.read_text())["rates"]
 
 
 def test_help_loads_nothing_heavy() -> None:

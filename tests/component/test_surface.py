@@ -224,8 +224,10 @@ async def test_tokenize_and_detokenize(rig) -> None:
 async def test_metrics_have_the_names_dashboards_know(rig) -> None:
     fleet = await rig()
     for stream in (False, True):
-        await fleet.ask("hello " * 60, stream=stream)
+        answer = await fleet.ask("hello " * 60, stream=stream)
         await fleet.settled()
+    held = int(answer.decision["matched"]) * int(answer.decision["page"])
+    prompt = next(iter(fleet.daemon.routing.decisions.last(1))).decision.prompt_tokens
     await fleet.post(CHAT, data=b"")
     text = (await fleet.get("/metrics")).body.decode()
     url = fleet.workers[0].url
@@ -246,6 +248,9 @@ async def test_metrics_have_the_names_dashboards_know(rig) -> None:
         'sgl_router_cache_aware_decisions_total{decision="cache_hit",model_id="mock-model"} 1.0',
         f'sgl_router_kv_event_stream_untrusted{{dp_rank="0",worker_url="{url}"}} 0.0',
         "sgl_router_kv_event_sequence_gaps_total 0.0",
+        'sgl_router_prompt_tokens_total{model_id="mock-model"} '
+        f"{2 * prompt}.0",
+        f'sgl_router_matched_tokens_total{{model_id="mock-model"}} {held}.0',
     ):
         name, _, value = line.rpartition(" ")
         assert any(_same_series(found, name) and found.endswith(f" {value}") for found in text.splitlines()), line

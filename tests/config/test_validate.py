@@ -147,8 +147,16 @@ def test_a_worker_key_that_is_set_passes(minimal: Minimal) -> None:
             "discovery.static_urls: ignored, discovery.backend is k8s",
         ),
         (
+            {"server": {"processes": 2, "http_front": "aiohttp"}},
+            "server.http_front: ignored, it is for one process: data processes use the native front",
+        ),
+        (
             model(policy="random", kv_cost={"temperature_ms": 5}),
             "models[0].kv_cost: ignored, models[0].policy is random",
+        ),
+        (
+            model(policy="kv_cost", cache_aware={"cache_threshold": 0.3}),
+            "models[0].cache_aware: ignored, models[0].policy is kv_cost",
         ),
         (
             model(policy="kv_cost", queue={"enabled": True, "max_wait_secs": 301}),
@@ -171,6 +179,7 @@ def test_warnings(changes: dict[str, Any], warning: str, minimal: Minimal) -> No
     [
         model(policy="kv_cost", kv_cost={"temperature_ms": 5}, queue={"enabled": True}),
         model(queue={"max_wait_secs": 900}, kv_cost={"session_bonus_ms": 0}),  # off, and as by default
+        model(policy="random", cache_aware={"cache_threshold": 0.5}),
         {"load_reports": {"enabled": False, "stale_after_secs": 0.5}},
     ],
 )

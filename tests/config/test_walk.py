@@ -242,6 +242,11 @@ PROBLEMS = [
     # shapes
     ({"models": []}, "models: expected a list of at least one model, got an empty list"),
     ({"models": {}}, "models: expected a list of at least one model, got an empty mapping"),
+    (
+        {"models": {"id": "m", "tokenizer_path": "o/t"}},
+        "models: expected a list of at least one model, got a mapping "
+        "(one entry needs its '- ' too, in TOML the heading [[models]])",
+    ),
     ({"models": None}, "models: expected a list of at least one model, got null"),
     ({"server": [1]}, f"server: expected a mapping with the keys {KEYS_OF_SERVER}, got a list"),
     # URLs; test_urls.py has every reason
