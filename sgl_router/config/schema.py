@@ -234,6 +234,7 @@ class HealthConfig(Section, frozen=True, kw_only=True):
     timeout_secs: Secs = 2.0
     failure_threshold: Count = 3
     success_threshold: Count = 1
+    check_tokens: bool = True
 
 
 class SnapshotConfig(Section, frozen=True, kw_only=True):

@@ -115,6 +115,11 @@ class Metrics:
             "sgl_router_event_loop_lag_seconds", "How late the event loop ran a timer that was due.", buckets=_LAG
         )
         self.records_lost = Counter("sgl_router_records_lost", "Requests whose log line could not be written.")
+        self.token_checks = Counter(
+            "sgl_router_worker_token_checks",
+            "New workers whose tokens of a few prompts were compared with the router's, by what came of it.",
+            ("outcome",),
+        )
         self.process_restarts = Counter(
             "sgl_router_process_restarts",
             "Processes of this router started again, by why: died, hung.",
@@ -187,5 +192,6 @@ class _RequestCollector(Collector):
         yield found.queue_outcomes.family()
         yield found.loop_lag.family()
         yield found.records_lost.family()
+        yield found.token_checks.family()
         yield found.process_restarts.family()
         yield found.draining.family()

@@ -17,6 +17,7 @@ from sgl_router.proxy import UpstreamPool
 from sgl_router.routing import LocalRouting
 from sgl_router.server.life import ForgetConnections, Life, count_prompts, freeze_start_up, load_models, prepare_process
 from sgl_router.server.services import Services
+from sgl_router.server.token_check import TokenCheck, token_check
 from sgl_router.workers import WorkerManager, WorkerRegistry, worker_api_key
 
 from .control import Control
@@ -47,6 +48,7 @@ class DataProcess:
         self._life = Life()
         self._talk: asyncio.Task[None] | None = None
         self._rng = random.Random()
+        self._tokens: TokenCheck | None = None
 
     async def start(self) -> None:
         """Load tokenizers, join the routing process, listen. Raises StartupError."""
@@ -71,6 +73,9 @@ class DataProcess:
             max_model_lens={model.id: model.tokenizer.max_model_len for model in models.values()},
             fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_AWAY.value).inc(),
         )
+        if config.health.check_tokens and self._number == 0:
+            self._tokens = token_check(models, metrics, worker_api_key(config))
+            registry.add_listener(self._tokens)
         self.services = Services(
             config=config,
             models=models,
@@ -107,6 +112,8 @@ class DataProcess:
         if self._talk is not None:
             self._talk.cancel()
             await asyncio.wait((self._talk,), timeout=_LAST_WORDS_SECS)
+        if self._tokens is not None:
+            await self._tokens.stop()
         services.index.close()
         services.pool.close()
         for model in services.models.values():

@@ -27,6 +27,7 @@ from .life import ForgetConnections, Life, count_prompts, freeze_start_up, load_
 from .listen import StartupError, bind
 from .services import Model, Services
 from .snapshot_keeper import SnapshotKeeper
+from .token_check import TokenCheck, token_check
 
 __all__ = ["Daemon", "StartupError"]
 
@@ -61,6 +62,7 @@ class Daemon:
         self._routing: LocalRouting | None = None
         self._keeper: SnapshotKeeper | None = None
         self._watch: LoadWatch | None = None
+        self._tokens: TokenCheck | None = None
         self.port = 0
 
     @property
@@ -136,6 +138,11 @@ class Daemon:
                 interval_secs=config.load_reports.interval_secs,
             )
             registry.add_listener(self._watch)
+        if config.health.check_tokens:
+            # Of several processes the first data process asks: here are no tokenizers.
+            asked = models if config.server.processes == 1 else {}
+            self._tokens = token_check(asked, metrics, worker_api_key(config))
+            registry.add_listener(self._tokens)
         metrics.register(ForecastCollector(registry, self._routing.rooms, self._watch))
         self._services = Services(
             config=config,
@@ -209,6 +216,8 @@ class Daemon:
         await services.manager.stop()
         if self._watch is not None:
             await self._watch.stop()
+        if self._tokens is not None:
+            await self._tokens.stop()
         services.index.close()
         services.pool.close()
         for model in services.models.values():

@@ -1,4 +1,4 @@
-"""One bounded GET to a worker's control endpoints."""
+"""One bounded GET, or POST, to a worker's control endpoints."""
 
 from __future__ import annotations
 
@@ -48,20 +48,31 @@ async def fetch(
     api_key: str | None,
     timeout_secs: float,
     max_bytes: int,
+    body: bytes | None = None,
 ) -> Reply:
-    """GET url + path. Redirects are not followed: the key goes to the configured worker and nowhere else."""
+    """GET url + path, or POST a JSON `body` there. Redirects are not followed: the key goes to the configured worker
+    and nowhere else."""
     headers = {"Accept-Encoding": "identity"}
+    if body is not None:
+        headers["Content-Type"] = "application/json"
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
     timeout = aiohttp.ClientTimeout(total=timeout_secs)
     try:
-        async with session.get(url + path, headers=headers, timeout=timeout, allow_redirects=False) as response:
-            body = bytearray()
+        async with session.request(
+            "GET" if body is None else "POST",
+            url + path,
+            data=body,
+            headers=headers,
+            timeout=timeout,
+            allow_redirects=False,
+        ) as response:
+            answer = bytearray()
             async for chunk in response.content.iter_any():
-                body += chunk
-                if len(body) > max_bytes:
+                answer += chunk
+                if len(answer) > max_bytes:
                     raise FetchError(WorkerFault.TOO_LARGE, f"the answer to {path} is larger than {max_bytes} bytes")
-            return Reply(response.status, bytes(body))
+            return Reply(response.status, bytes(answer))
     except asyncio.TimeoutError:
         raise FetchError(WorkerFault.TIMED_OUT, f"no answer to {path} within {timeout_secs:g} s") from None
     except aiohttp.ClientSSLError:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from lane.fleet import Fleet
+from lane.waiting import until
 
 TOOLS = [
     {
@@ -85,6 +86,12 @@ def test_chat_tokens(fleet: Fleet, body: dict[str, Any]) -> None:
     if theirs.status == 200:
         assert ours.json()["tokens"] == theirs.json()["tokens"]
         assert ours.json()["count"] == theirs.json()["count"]
+
+
+def test_the_router_has_asked_for_itself(fleet: Fleet) -> None:
+    checks = 'sgl_router_worker_token_checks_total{{outcome="{}"}}'.format
+    until(lambda: fleet.router.metric(checks("equal")) >= len(fleet.workers), "every worker's tokens compared")
+    assert fleet.router.metric(checks("different")) == 0
 
 
 @pytest.mark.parametrize("special", [True, False])

@@ -95,6 +95,11 @@ class Router:
         prefix = f'sgl_router_requests_total{{method="POST",route="{CHAT}"}} '
         return sum(int(float(line.removeprefix(prefix))) for line in text.splitlines() if line.startswith(prefix))
 
+    async def tokens_compared(self) -> dict[str, int]:
+        text = (await self.get("/metrics"))[1].decode()
+        found = re.findall(r'^sgl_router_worker_token_checks_total\{outcome="(\w+)"\} (\d+)', text, re.MULTILINE)
+        return {outcome: int(count) for outcome, count in found if int(count)}
+
     async def close(self) -> None:
         if self.process.returncode is None:
             self.process.kill()
@@ -168,6 +173,7 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     assert (await router.get("/readyz"))[0] == 200
     models = json.loads((await router.get("/v1/models"))[1])["data"]
     assert [(model["id"], model["max_model_len"] > 0) for model in models] == [(MODEL, True)]
+    await settles(router.tokens_compared, {"equal": len(workers)})  # by one of the data processes
     long = "a prefix that is long enough to be found again in the cache of the worker that has seen it " * 6
     for _ in range(50):
         status, reason = await router.chat(long)
