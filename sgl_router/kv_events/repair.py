@@ -123,9 +123,10 @@ class Repairer:
                             continue
                         end = ReplayEnd.COMPLETE
                         break
-                    if first and item.seq > (start or 0):
+                    if first and (proof is not None or item.seq > (start or 0)):
                         if not late:
-                            # Either the buffer no longer has what lies before, or the replay itself lost it: ask again.
+                            # Either the buffer no longer has what lies before (then this may be another process's,
+                            # whatever its number), or the replay itself lost it: ask again.
                             # (The second time may begin later still: a busy engine's buffer moves on.)
                             late, end = True, ReplayEnd.HOLE
                             break
