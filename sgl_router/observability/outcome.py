@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Outcome"]
+__all__ = ["FAILURES", "Outcome"]
 
 
 class Outcome(str, Enum):
@@ -12,12 +12,18 @@ class Outcome(str, Enum):
 
     COMPLETED = "completed"
     CLIENT_ERROR = "client_error"
-    """The worker answered 4xx: the request's fault."""
+    """The worker answered 4xx, or 200 and an error event that says so: the request's fault."""
     BACK_PRESSURE = "back_pressure"
-    """The worker answered 429 or 503: it is full, not broken."""
+    """The worker answered 429 or 503, or 200 and an error event that says so: it is full, not broken."""
     WORKER_ERROR = "worker_error"
     """The worker answered another 5xx."""
     UNREACHABLE = "unreachable"
+    ERROR_EVENT = "error_event"
+    """The worker answered 200, and what followed was an error that names a 5xx other than 503."""
+    EMPTY = "empty"
+    """The worker answered 200 and ended its response without one event or document that says anything."""
+    ABORTED = "aborted"
+    """The worker ended a request that it had accepted (`finish_reason: "abort"`) before its first token."""
     INCOMPLETE = "incomplete"
     TIMEOUT = "timeout"
     EXPIRED = "expired"
@@ -25,3 +31,16 @@ class Outcome(str, Enum):
     REJECTED = "rejected"
     """Refused by the router itself: no worker was asked."""
     INTERNAL = "internal_error"
+
+
+FAILURES = frozenset(
+    (
+        Outcome.WORKER_ERROR,
+        Outcome.ERROR_EVENT,
+        Outcome.EMPTY,
+        Outcome.UNREACHABLE,
+        Outcome.INCOMPLETE,
+        Outcome.TIMEOUT,
+    )
+)
+"""Outcomes that count against the worker's circuit breaker."""

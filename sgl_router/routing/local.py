@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from sgl_router.observability.outcome import Outcome
+from sgl_router.observability.outcome import FAILURES, Outcome
 from sgl_router.policies import Facts, KvCost, Unmatched
 from sgl_router.workers import BreakerState
 
@@ -265,12 +265,7 @@ class LocalLease:
         worker = decision.target.worker
         if outcome is Outcome.COMPLETED or outcome is Outcome.CLIENT_ERROR:
             permit.success(now)
-        elif (
-            outcome is Outcome.WORKER_ERROR
-            or outcome is Outcome.UNREACHABLE
-            or outcome is Outcome.INCOMPLETE
-            or outcome is Outcome.TIMEOUT
-        ):
+        elif outcome in FAILURES:
             if permit.settled:  # praised at its first byte
                 permit.broke_off(now)
             else:
