@@ -13,12 +13,14 @@ import msgspec
 from sgl_router.mock.answers import Tokenizer
 from sgl_router.mock.config import MockWorkerConfig, Role
 from sgl_router.mock.namespace import Namespace
+from sgl_router.mock.output_format import OutputFormat, output_format
 from sgl_router.mock.profile import EngineProfile
 from sgl_router.mock.refusal import Refusal, invalid
 from sgl_router.tokenization import Unrenderable, UnrenderableReason
 
 _DEFAULT_COMPLETION_TOKENS = 16
 _DEFAULT_GENERATE_TOKENS = 128
+_MAX_TOP_LOGPROBS = 20
 
 
 class Endpoint(str, Enum):
@@ -49,7 +51,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generation:
-    """A parsed request: `variants` answers to each prompt, all on one rank."""
+    """A parsed request: `variants` answers to each prompt, all on one rank.
+
+    `output_format`: the text that a chat is bound to. `stop`: texts before which an answer ends. `logprobs`: how many
+    alternatives of each token are told, None where no log probabilities are.
+    """
 
     endpoint: Endpoint
     model: str
@@ -63,6 +69,9 @@ class Generation:
     rank: int | None
     namespace: Namespace
     session_id: str | None
+    output_format: OutputFormat | None
+    stop: tuple[str, ...]
+    logprobs: int | None
     wants_cached_details: bool
     wants_prompt_ids: bool
     wants_input_ids: bool
@@ -76,6 +85,29 @@ def field(body: Mapping[str, Any], name: str, kind: type | tuple[type, ...], def
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise invalid(f"'{name}' has the wrong type: {type(value).__name__}")
     return value
+
+
+def _stop(sampling: Mapping[str, Any]) -> tuple[str, ...]:
+    given = field(sampling, "stop", (str, list))
+    texts = [given] if isinstance(given, str) else given or []
+    if not all(isinstance(text, str) for text in texts):
+        raise invalid("'stop' must be a text or a list of texts")
+    return tuple(text for text in texts if text)
+
+
+def _logprobs(endpoint: Endpoint, body: Mapping[str, Any]) -> int | None:
+    if endpoint is Endpoint.GENERATE:
+        wanted, count = field(body, "return_logprob", bool, False), 0
+    elif endpoint is Endpoint.COMPLETIONS:
+        count = field(body, "logprobs", int, -1)
+        wanted = count >= 0
+    else:
+        wanted, count = field(body, "logprobs", bool, False), field(body, "top_logprobs", int, 0)
+    if not wanted:
+        return None
+    if not 0 <= count <= _MAX_TOP_LOGPROBS:
+        raise invalid(f"'top_logprobs' must be from 0 to {_MAX_TOP_LOGPROBS}, not {count}")
+    return int(count)
 
 
 def _token_list(value: Any) -> bool:
@@ -119,6 +151,9 @@ class GenerationParser:
             rank=self._rank(endpoint, body, headers),
             namespace=self._namespace(endpoint, body),
             session_id=field(body, "session_id", str),
+            output_format=output_format(body) if endpoint is Endpoint.CHAT else None,
+            stop=_stop(sampling),
+            logprobs=_logprobs(endpoint, body),
             wants_cached_details=field(body, "return_cached_tokens_details", bool, False),
             wants_prompt_ids=field(body, "return_prompt_token_ids", bool, False),
             wants_input_ids=headers.get("x-sglext-return-input-ids") == "1",

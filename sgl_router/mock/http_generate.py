@@ -84,6 +84,7 @@ class GenerateRoutes:
         )
         reply = reply_for(
             generation,
+            worker.tokenizer,
             cache_report=worker.config.enable_cache_report,
             rank=engine.rank if worker.config.dp_size > 1 else None,
         )

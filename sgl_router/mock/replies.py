@@ -9,7 +9,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from sgl_router.mock.answers import Tokenizer
 from sgl_router.mock.generation import Endpoint, Generation
+from sgl_router.mock.logprobs import chat_logprobs, completion_logprobs, native_logprobs
+from sgl_router.mock.scheduler import FinishReason
 from sgl_router.mock.sequence import Sequence
 
 DONE = b"data: [DONE]\n\n"
@@ -63,8 +66,9 @@ class _OpenAIReply(ABC):
     object_name = ""
     chunk_name = ""
 
-    def __init__(self, generation: Generation, *, cache_report: bool) -> None:
+    def __init__(self, generation: Generation, tokenizer: Tokenizer, *, cache_report: bool) -> None:
         self._generation = generation
+        self._tokenizer = tokenizer
         self._cache_report = cache_report
         self._created = int(time.time())
 
@@ -126,31 +130,55 @@ class ChatReply(_OpenAIReply):
     chunk_name = "chat.completion.chunk"
 
     def opening(self, sequence: Sequence) -> dict[str, Any] | None:
-        return self._event(self._delta(sequence, role="assistant", content=""))
+        return self._event(self._delta(sequence, role="assistant", content="", tool_calls=None))
 
     def chunk(self, sequence: Sequence, text: str) -> dict[str, Any] | None:
-        return self._event(self._delta(sequence, content=text)) if text else None
+        if not text:
+            return None
+        if sequence.call is None:
+            return self._event(self._delta(sequence, self._logprobs(sequence), content=text))
+        function: dict[str, Any] = {"arguments": text}
+        call: dict[str, Any] = {"index": 0, "function": function}
+        if len(text) == len(sequence.text):  # the first piece
+            call |= {"id": sequence.call_id, "type": "function"}
+            function["name"] = sequence.call
+        return self._event(self._delta(sequence, self._logprobs(sequence), content=None, tool_calls=[call]))
 
     def ending(self, sequence: Sequence) -> dict[str, Any] | None:
-        finish = None if sequence.finish is None else sequence.finish.value
-        return self._event({**self._delta(sequence), "finish_reason": finish})
+        delta = self._delta(sequence)
+        return self._event({**delta, "finish_reason": self._finish(sequence), "matched_stop": sequence.matched_stop})
 
-    def _delta(self, sequence: Sequence, **content: str) -> dict[str, Any]:
+    def _delta(self, sequence: Sequence, logprobs: dict[str, Any] | None = None, **content: Any) -> dict[str, Any]:
         return {
             "index": sequence.index,
             "delta": {**content, "reasoning_content": None},
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": None,
             "matched_stop": None,
         }
 
+    def _logprobs(self, sequence: Sequence) -> dict[str, Any] | None:
+        """Of the tokens since the last event."""
+        top = self._generation.logprobs
+        return None if top is None else chat_logprobs(sequence.untold(), top, self._tokenizer)
+
+    def _finish(self, sequence: Sequence) -> str | None:
+        if sequence.call is not None and sequence.finish is FinishReason.STOP:
+            return "tool_calls"
+        return None if sequence.finish is None else sequence.finish.value
+
     def _choice(self, sequence: Sequence) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": sequence.text, "reasoning_content": None}
+        if sequence.call is not None:
+            function = {"name": sequence.call, "arguments": sequence.text}
+            call = {"id": sequence.call_id, "index": 0, "type": "function", "function": function}
+            message |= {"content": None, "tool_calls": [call]}
         choice = {
             "index": sequence.index,
-            "message": {"role": "assistant", "content": sequence.text, "reasoning_content": None},
-            "logprobs": None,
-            "finish_reason": None if sequence.finish is None else sequence.finish.value,
-            "matched_stop": None,
+            "message": message,
+            "logprobs": self._logprobs(sequence),
+            "finish_reason": self._finish(sequence),
+            "matched_stop": sequence.matched_stop,
         }
         return self._with_prompt_ids(choice, sequence)
 
@@ -178,10 +206,17 @@ class CompletionReply(_OpenAIReply):
         return {
             "index": sequence.index,
             "text": text,
-            "logprobs": None,
+            "logprobs": self._logprobs(sequence),
             "finish_reason": None if sequence.finish is None else sequence.finish.value,
-            "matched_stop": None,
+            "matched_stop": sequence.matched_stop,
         }
+
+    def _logprobs(self, sequence: Sequence) -> dict[str, Any] | None:
+        top = self._generation.logprobs
+        if top is None:
+            return None
+        offset = len(self._tokenizer.decode(sequence.tokens[: sequence.told]))
+        return completion_logprobs(sequence.untold(), top, self._tokenizer, offset)
 
 
 class NativeReply:
@@ -223,15 +258,17 @@ class NativeReply:
                 "dp_rank": self._rank,
             },
         }
+        if self._generation.logprobs is not None:
+            body["meta_info"]["output_token_logprobs"] = native_logprobs(sequence.tokens)
         if self._generation.stream and (self._generation.batched or self._generation.variants > 1):
             body["index"] = sequence.index
         return body
 
 
-def reply_for(generation: Generation, *, cache_report: bool, rank: int | None) -> Reply:
+def reply_for(generation: Generation, tokenizer: Tokenizer, *, cache_report: bool, rank: int | None) -> Reply:
     """The reply shape of a generation's endpoint."""
     if generation.endpoint is Endpoint.CHAT:
-        return ChatReply(generation, cache_report=cache_report)
+        return ChatReply(generation, tokenizer, cache_report=cache_report)
     if generation.endpoint is Endpoint.COMPLETIONS:
-        return CompletionReply(generation, cache_report=cache_report)
+        return CompletionReply(generation, tokenizer, cache_report=cache_report)
     return NativeReply(generation, rank=rank)

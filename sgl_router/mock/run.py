@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 from sgl_router.mock.answers import AnswerBook, Detokenizer, Tokenizer
 from sgl_router.mock.config import MockWorkerConfig, Role
@@ -61,16 +62,27 @@ async def plan_run(
     sequences: list[Sequence] = []
     for prompt in generation.prompts:
         for variant in range(generation.variants):
-            length, finish = _ending(generation, prompt, config)
+            planned = await _plan(generation, prompt, variant, config, answers, tokenizer)
             request = EngineRequest(
                 rid=prompt.rid if generation.variants == 1 else f"{prompt.rid}_{variant}",
                 prompt=prompt.tokens,
-                output=await answers.answer(prompt.tokens, variant=variant, tokens=length),
-                finish=finish,
+                output=planned.tokens,
+                finish=planned.finish,
                 namespace=generation.namespace,
                 session_id=generation.session_id,
             )
-            sequence = Sequence(len(sequences), variant, prompt, request, Detokenizer(tokenizer))
+            sequence = Sequence(
+                len(sequences),
+                variant,
+                prompt,
+                request,
+                Detokenizer(tokenizer),
+                matched_stop=planned.matched_stop,
+                ends_before=planned.ends_before,
+            )
+            bound = generation.output_format
+            if bound is not None and bound.call is not None:
+                sequence.call, sequence.call_id = bound.call, bound.call_id()
             handed_over = prefilled.get(prompt.rid)
             if handed_over is not None:
                 sequence.cached_tokens = handed_over.cached_tokens
@@ -78,15 +90,60 @@ async def plan_run(
     return GenerationRun(engine, sequences)
 
 
-def _ending(generation: Generation, prompt: Prompt, config: MockWorkerConfig) -> tuple[int, FinishReason]:
-    """How many tokens an answer gets, and why it ends there."""
+class _Planned(NamedTuple):
+    """An answer, decided beforehand. `ends_before`: characters of its text before the stop text that ended it."""
+
+    tokens: tuple[int, ...]
+    finish: FinishReason
+    matched_stop: str | None = None
+    ends_before: int | None = None
+
+
+async def _plan(
+    generation: Generation,
+    prompt: Prompt,
+    variant: int,
+    config: MockWorkerConfig,
+    answers: AnswerBook,
+    tokenizer: Tokenizer,
+) -> _Planned:
+    bound = generation.output_format
+    if bound is None:
+        length, finish = _ending(generation, prompt, config, config.answer_tokens)
+        tokens = await answers.answer(prompt.tokens, variant=variant, tokens=length)
+    else:
+        whole = tuple((await tokenizer.encode_text(bound.text, add_special_tokens=False)).tolist())
+        length, finish = _ending(generation, prompt, config, len(whole), free=False)
+        tokens = whole[:length]
+    return _stopped(_Planned(tokens, finish), generation.stop, tokenizer)
+
+
+def _ending(
+    generation: Generation, prompt: Prompt, config: MockWorkerConfig, natural: int, *, free: bool = True
+) -> tuple[int, FinishReason]:
+    """How many tokens an answer gets that would end by itself after `natural`, and why it ends there. `free`: it could
+    go on if `ignore_eos` asked for that."""
     room = min(config.context_length, config.cache_tokens // config.page_size * config.page_size)
     limit = room - len(prompt.tokens) - 1
     if generation.max_tokens is not None:
         limit = min(limit, generation.max_tokens)
     if config.role is Role.PREFILL:
         return min(limit, 1), FinishReason.LENGTH
-    natural = config.answer_tokens
-    if natural < limit and not (generation.ignore_eos and generation.max_tokens is not None):
+    goes_on = free and generation.ignore_eos and generation.max_tokens is not None
+    if not goes_on and (natural < limit or (not free and natural == limit)):
         return natural, FinishReason.STOP
     return limit, FinishReason.LENGTH
+
+
+def _stopped(planned: _Planned, stop: tuple[str, ...], tokenizer: Tokenizer) -> _Planned:
+    """Cut at the token that completes the first stop text."""
+    if not stop:
+        return planned
+    detokenizer, text = Detokenizer(tokenizer), ""
+    for count, token in enumerate(planned.tokens, start=1):
+        text += detokenizer.add([token])
+        found = [(place, given) for given in stop if (place := text.find(given)) >= 0]
+        if found:
+            place, given = min(found)
+            return _Planned(planned.tokens[:count], FinishReason.STOP, given, place)
+    return planned

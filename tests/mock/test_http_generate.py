@@ -323,3 +323,34 @@ async def test_the_stream_gate_holds_streams_after_their_first_event(
         await worker.stream_gate.arrived()
         worker.stream_gate.open()
         assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
+
+
+async def test_logprobs_of_the_other_endpoints(start_worker: StartWorker, http: aiohttp.ClientSession) -> None:
+    worker = await start_worker()
+    asked = {"model": "mock-model", "prompt": "The cache", "max_tokens": 5, "logprobs": 2}
+    _, body = await post(http, worker, "/v1/completions", asked)
+    (choice,) = body["choices"]
+    told = choice["logprobs"]
+    assert "".join(told["tokens"]) == choice["text"]
+    assert len(told["token_logprobs"]) == len(told["text_offset"]) == len(told["top_logprobs"]) == 5
+    events = await stream(http, worker, "/v1/completions", asked)
+    pieces = [event["choices"][0]["logprobs"] for event in events if event["choices"]]
+    assert [offset for piece in pieces for offset in piece["text_offset"]] == told["text_offset"]
+    native = {"text": "The cache", "sampling_params": {"max_new_tokens": 5}, "return_logprob": True}
+    _, body = await post(http, worker, "/generate", native)
+    assert [token for _, token, _ in body["meta_info"]["output_token_logprobs"]] == body["output_ids"]
+
+
+async def test_a_document_cut_short_by_max_tokens_says_so(
+    start_worker: StartWorker, http: aiohttp.ClientSession
+) -> None:
+    worker = await start_worker()
+    schema = {"type": "object", "properties": {"text": {"minLength": 50}}, "required": ["text"]}
+    asked = {**CHAT, "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+    _, whole = await post(http, worker, URL, asked)
+    _, cut = await post(http, worker, URL, {**asked, "max_tokens": 4})
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert cut["choices"][0]["finish_reason"] == "length"
+    text = cut["choices"][0]["message"]["content"]
+    assert text and whole["choices"][0]["message"]["content"].startswith(text)
+    assert json.loads(whole["choices"][0]["message"]["content"]) == {"text": "a" * 50}
