@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -60,6 +61,10 @@ async def at_rate(job: Callable[[int], Awaitable[Any]], count: int, per_sec: flo
     return await asyncio.gather(*tasks)
 
 
+async def _numbered(made: Router, number: int, **fields: Any) -> None:
+    await chat(made, f"{number} hello", **fields)
+
+
 async def refusing_worker() -> dict[str, Any]:
     """A1: one of four workers refuses at once, the others take 1 s; 288 requests at 50/s. Requests it was sent."""
     found = {}
@@ -75,7 +80,8 @@ async def refusing_worker() -> dict[str, Any]:
                 continue
             slow = saying(PLAIN, 1.0)
             async with fleet(script, slow, slow, slow, model={"policy": policy}) as (made, workers):
-                await at_rate(lambda n: chat(made, f"{n} hello", stream=kind == "event"), 288, 50)
+                ask = functools.partial(_numbered, made, stream=kind == "event")
+                await at_rate(ask, 288, 50)
                 found[f"{policy}, {kind}"] = f"{workers[0].chats} of 288"
     return found
 
