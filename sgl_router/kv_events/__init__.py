@@ -10,6 +10,7 @@ from .stream import EventStream, FrameOutcome, StreamState, Untrust
 from .tree import BlockTree
 from .warm import SnapshotOutcome
 from .wire import DecodeFailure, Tier, WireError, decode_batch, decode_frame
+from .witness import Sent
 
 __all__ = [
     "DEFAULT_NAMESPACE",
@@ -24,6 +25,7 @@ __all__ = [
     "Namespace",
     "PromptMatch",
     "RankStatus",
+    "Sent",
     "Snapshot",
     "SnapshotDecoder",
     "SnapshotError",

@@ -16,7 +16,6 @@ import zmq.asyncio
 
 from sgl_router.prompt import Prompt
 
-from .agreement import Agreement
 from .bound import MemoryBound
 from .expectation import Expectation, Expectations
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
@@ -24,6 +23,7 @@ from .matched import MATCHED_STATES, Matched, MatchGroup, PromptMatch
 from .prompt_keys import PromptKeys
 from .pump import EventPump, Feed
 from .quiet import QuietCheck, Watched
+from .refill import Refill
 from .repair import Repairer, RepairOutcome
 from .replay import ReplayEnd, replay
 from .status import IndexTotals, RankStatus
@@ -33,8 +33,11 @@ from .tree import BlockTree
 from .walk import depth_of
 from .warm import WarmStart
 from .wire import Frame, Tier, WireError
+from .withheld import WithheldNamespaces
+from .witness import Sent, Witness
 
 if TYPE_CHECKING:
+    from sgl_router.policies import RouteDecision
     from sgl_router.prompt import TokenIds
     from sgl_router.workers import KvEventSource, Target, Worker
 
@@ -66,22 +69,34 @@ _MAX_EXPECTED_BLOCKS = 8_192
 class _Rank:
     """A target's stream, its socket, the feed that joins them, and what repairs the stream where it can be."""
 
-    def __init__(self, target: Target, stream: EventStream) -> None:
+    def __init__(self, target: Target, stream: EventStream, tree: BlockTree, withheld: WithheldNamespaces) -> None:
         self.target = target
         self.stream = stream
+        self.witness = Witness(
+            target,
+            stream,
+            tree,
+            withheld,
+            refill=lambda: self.refill is not None and self.refill.start(),
+            connected=lambda: self.subscriber is not None and self.subscriber.connected,
+            behind=lambda: self.feed is not None and self.feed.queued,
+            stores=target.worker.info.keeps_prefixes,
+        )
         self.subscriber: Subscriber | None = None
         self.feed: Feed | None = None
         self.repairer: Repairer | None = None
         self.quiet: Watched | None = None
+        self.refill: Refill | None = None
         self.resync: asyncio.TimerHandle | None = None
         self.resyncs = 0
         self.resynced_at = 0.0
         self.lag_secs = 0.0
         self.warm_by = asyncio.get_running_loop().time() + _WARMING_SECS
         self.slot = stream.slot
-        self.agreement = Agreement()
 
     def close(self) -> None:
+        if self.refill is not None:
+            self.refill.close()
         if self.resync is not None:
             self.resync.cancel()
         if self.quiet is not None:
@@ -132,6 +147,7 @@ class KvIndex:
             on_batch=self._on_batch,
         )
         self.warm = WarmStart(self.pump)
+        self._withheld = WithheldNamespaces()
         self.quiet = QuietCheck(quiet_check_secs)
         self.copying = asyncio.Lock()
         """Held while a rank is copied for a snapshot: one at a time."""
@@ -161,7 +177,7 @@ class KvIndex:
                 bigram=worker.info.bigram,
                 changed=self._changed,
             )
-            rank = _Rank(target, stream)
+            rank = _Rank(target, stream, self.tree, self._withheld)
             self._by_stream[stream] = rank
             self._by_target[target] = rank
             ranks.append(rank)
@@ -177,6 +193,7 @@ class KvIndex:
                 self.pump.drop(rank.feed)
                 self.warm.withdraw(rank.target, rank.feed)
             self._expectations.give_up(rank.slot)
+            self._withheld.forget(rank.stream)
             rank.close()
             del self._by_stream[rank.stream]
             del self._by_target[rank.target]
@@ -236,6 +253,7 @@ class KvIndex:
             rank.repairer = Repairer(
                 feed, self.pump, fetch, finished=lambda outcome: self._repaired(rank, outcome)
             )
+            rank.refill = Refill(feed, rank.repairer, fetch)
             rank.quiet = self.quiet.follow(rank.target, feed, rank.repairer, fetch)
             feed.repair = lambda outcome: rank.repairer.start() if rank.repairer is not None else None
             # What the worker published before we came is replayed first, as soon as the live socket is connected:
@@ -328,25 +346,13 @@ class KvIndex:
         if replayable and rank.repairer is not None:
             rank.repairer.start()
 
-    def reported(self, target: Target, predicted: int, reported: int, epoch: int | None = None) -> None:
-        """A worker told how many prompt tokens it had cached. Where its reports keep contradicting the index, forget
-        what this rank claims and start over: an idle engine that lost its cache without a word is found this way.
-
-        `epoch`: of the match the prediction came from; one made before the index itself forgot is not held against it.
-        """
-        rank = self._by_target.get(target)
-        if rank is None or rank.stream.state is not StreamState.LIVE or epoch not in (None, rank.stream.epoch):
-            return
-        if rank.agreement.report(predicted, reported):
-            log.warning(
-                "kv index contradicted by the worker's reports",
-                worker=target.worker.id,
-                dp_rank=target.dp_rank,
-                agreement=round(rank.agreement.score, 3),
-                blocks=rank.stream.blocks_held,
-            )
-            rank.agreement.forgive()
-            rank.stream.distrust(Untrust.DISAGREEMENT)
+    def sent(self, decision: RouteDecision, prompt: Prompt, namespace: Namespace) -> Sent | None:
+        """A prompt that was looked up goes to the decision's target. Its answer is to be told to what this returns;
+        None where there is nothing to learn from it."""
+        rank = self._by_target.get(decision.target)
+        if rank is None or rank.stream.state not in MATCHED_STATES:
+            return None
+        return rank.witness.sent(decision, prompt, namespace)
 
     def confirm(self, worker: Worker) -> None:
         """Introspection found the worker unchanged. One that does not tell when it was started may be another
@@ -420,6 +426,8 @@ class KvIndex:
         rank = self._by_stream.get(stream)
         if rank is None:
             return
+        if rank.witness.silence.silent:
+            asyncio.get_running_loop().call_soon(lambda: rank.witness.silent)  # once this batch is applied
         if stream.state is not StreamState.REPAIRING:
             rank.lag_secs = max(0.0, self._wall_clock() - ts)
 
@@ -449,6 +457,8 @@ class KvIndex:
             else:
                 depths, seen, rested = await self._walk(group, keys)
                 yielded = yielded or rested
+            if self._withheld:
+                depths = self._withheld.without(hasher.root(namespace), depths, time.monotonic())
             keys.share(seen)
             memo.held = depths.held
             memo.whole = len(memo.computed) >= blocks
@@ -550,7 +560,7 @@ class KvIndex:
                 blocks={tier.value: count for tier, count in rank.stream.held.items() if count},
                 expected_blocks=self._expectations.blocks(rank.slot),
                 lag_secs=rank.lag_secs,
-                agreement=rank.agreement,
+                witness=rank.witness,
                 stream=rank.stream,
             )
             for rank in self._ranks.get(worker, ())

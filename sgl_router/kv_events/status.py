@@ -8,6 +8,7 @@ from .agreement import Agreement
 from .repair import RepairOutcome
 from .stream import EventStream, StreamState, Untrust
 from .wire import DecodeFailure
+from .witness import Witness
 
 __all__ = ["IndexTotals", "RankStatus"]
 
@@ -28,8 +29,12 @@ class RankStatus:
     blocks: dict[str, int]
     expected_blocks: int
     lag_secs: float
-    agreement: Agreement
+    witness: Witness
     stream: EventStream
+
+    @property
+    def agreement(self) -> Agreement:
+        return self.witness.agreement
 
 
 @dataclass

@@ -526,6 +526,11 @@ class EventStream:
                 if self._parents:
                     self._remember_ghost(block_hash, key)
 
+    def disclaim(self, key: int) -> None:
+        """Stop claiming one block, and so all that is below it, until the engine stores it again."""
+        self._unhold(key)
+        self.complete = False
+
     def forget(self, count: int, looks: int, recent: Callable[[int], bool]) -> int:
         """Stop claiming up to `count` blocks, the longest stored first; those that `recent(key)` says were matched
         lately go round once more. Looks at `looks` blocks at most. Returns how many were forgotten."""

@@ -29,6 +29,18 @@ def encode_events(ops: Iterable[CacheOp], dialect: Dialect) -> list[Any]:
     return [encode(op, dialect) for op in _regroup(ops, dialect)]
 
 
+def in_medium(events: list[Any], medium: str) -> list[Any]:
+    """The same events with another medium, where they have one."""
+    told: list[Any] = []
+    for event in events:
+        if isinstance(event, dict):
+            told.append({**event, "medium": medium} if "medium" in event else event)
+        else:
+            place = {"BlockStored": 6, "BlockRemoved": 2}.get(event[0], len(event))
+            told.append([*event[:place], medium, *event[place + 1 :]] if place < len(event) else event)
+    return told
+
+
 def _regroup(ops: Iterable[CacheOp], dialect: Dialect) -> Iterator[CacheOp]:
     """Split or merge cache operations into the events an engine of that age sends."""
     held: CacheOp | None = None

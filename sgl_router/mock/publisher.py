@@ -15,7 +15,7 @@ import structlog
 import zmq
 import zmq.asyncio
 
-from sgl_router.mock.dialects import encode_batch, encode_events
+from sgl_router.mock.dialects import encode_batch, encode_events, in_medium
 from sgl_router.mock.ops import CacheOp
 from sgl_router.mock.profile import EngineProfile
 
@@ -34,6 +34,8 @@ class StreamFaults:
 
     A dropped batch takes its sequence number and stays replayable. While `paused`, nothing is sent or
     replayed; batches wait and are sent in order afterwards. `reorder` swaps a batch with its successor.
+    While `muted`, events are lost before they get a number, as with a publisher that died in a worker that serves.
+    `medium`: what events say in place of their own medium.
     `replay_drop` leaves replies out of replays, as a full pipe does. `replay_no_end` withholds END.
     """
 
@@ -44,6 +46,8 @@ class StreamFaults:
     replay_drop: int = 0
     replay_no_end: int = 0
     paused: bool = False
+    muted: bool = False
+    medium: str | None = None
 
     def take(self, name: str) -> bool:
         """Use up one occurrence of a counted fault, if any is left."""
@@ -129,7 +133,9 @@ class EventPublisher:
     def publish(self, ops: Iterable[CacheOp]) -> None:
         """Publish one batch; a batch without events in this dialect is not sent and takes no number."""
         events = encode_events(ops, self._profile.dialect)
-        if events:
+        if self.faults.medium is not None:
+            events = in_medium(events, self.faults.medium)
+        if events and not self.faults.muted:
             self.publish_payload(encode_batch(events, timestamp=time.time(), rank=self.rank))
 
     def publish_payload(self, payload: bytes) -> None:

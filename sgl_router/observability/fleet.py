@@ -107,6 +107,21 @@ class FleetCollector(Collector):
             "Answers that reported cached_tokens, by how that compares with the prediction.",
             labels=("worker_url", "dp_rank", "result"),
         )
+        given_up = CounterMetricFamily(
+            "sgl_router_kv_claims_given_up",
+            "Times claims were given up because the worker's own cached_tokens contradicted them, by whose.",
+            labels=("worker_url", "dp_rank", "of"),
+        )
+        coverage = GaugeMetricFamily(
+            "sgl_router_kv_coverage",
+            "Share of recent answers with cached tokens of which the index knew.",
+            labels=("worker_url", "dp_rank"),
+        )
+        silent = GaugeMetricFamily(
+            "sgl_router_kv_events_silent",
+            "1 while a rank computes prompts and publishes no stores that can be indexed.",
+            labels=("worker_url", "dp_rank"),
+        )
         for worker in self._workers.all():
             for rank in self._index.status(worker):
                 labels = (worker.url, str(rank.dp_rank))
@@ -121,7 +136,11 @@ class FleetCollector(Collector):
                 agreement.add_metric(labels, rank.agreement.score)
                 for outcome, value in rank.agreement.counts.items():
                     predictions.add_metric((*labels, outcome.value), value)
-        yield from (events, untrusted, blocks, expected, lag, agreement, predictions)
+                for verdict, value in rank.agreement.given_up.items():
+                    given_up.add_metric((*labels, verdict.value), value)
+                coverage.add_metric(labels, rank.witness.coverage.score)
+                silent.add_metric(labels, rank.witness.silent)
+        yield from (events, untrusted, blocks, expected, lag, agreement, predictions, given_up, coverage, silent)
 
         totals = self._index.totals
         failures = CounterMetricFamily(

@@ -18,7 +18,7 @@ from .waiting_room import WaitingRoom
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
-    from sgl_router.kv_events import Expectation, KvIndex
+    from sgl_router.kv_events import Expectation, KvIndex, Sent
     from sgl_router.observability import Metrics
     from sgl_router.policies import ActiveLoad, LoadGuard, Policy, RouteDecision
     from sgl_router.workers import Permit, Worker, WorkerRegistry
@@ -182,6 +182,8 @@ class LocalRouting:
         if self._expecting and ask.prompt is not None and ask.namespace is not None:
             expectation = self._index.expect(decision.target, ask.prompt, ask.namespace)
         lease = LocalLease(self, decision, permit, guard, expectation, ask.model_id, ask.request_id)
+        if policy.needs_prompt and ask.prompt is not None and ask.namespace is not None:
+            lease.sent = self._index.sent(decision, ask.prompt, ask.namespace)
         self.decisions.add(lease)
         return lease
 
@@ -200,6 +202,7 @@ class LocalLease:
         "model_id",
         "outcome",
         "request_id",
+        "sent",
         "waited_secs",
     )
 
@@ -220,6 +223,7 @@ class LocalLease:
         self._expectation = expectation
         self.model_id = model_id
         self.request_id = request_id
+        self.sent: Sent | None = None
         self.waited_secs = 0.0
         self.first_byte_secs: float | None = None
         self.cached_tokens: int | None = None
@@ -261,8 +265,8 @@ class LocalLease:
             return
         self.outcome, self.cached_tokens = outcome, cached_tokens
         self._guard.release(output_tokens)
-        now, permit, decision = routing._clock(), self._permit, self.decision
-        worker = decision.target.worker
+        now, permit = routing._clock(), self._permit
+        worker = self.decision.target.worker
         if outcome is Outcome.COMPLETED or outcome is Outcome.CLIENT_ERROR:
             permit.success(now)
         elif outcome in FAILURES:
@@ -277,7 +281,8 @@ class LocalLease:
         if expectation is not None and outcome is not Outcome.COMPLETED:
             expectation.end()
         worker.stats.count(outcome._value_)
-        if cached_tokens is not None and outcome is Outcome.COMPLETED and decision.unmatched is None:
-            routing._index.reported(decision.target, decision.matched_tokens, cached_tokens, decision.epoch)
+        sent, self.sent = self.sent, None
+        if sent is not None and outcome is Outcome.COMPLETED:
+            sent.completed(cached_tokens)
         if routing.rooms:
             routing.changed(self.model_id)

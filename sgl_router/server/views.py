@@ -111,6 +111,10 @@ def _stream(status: RankStatus | None) -> dict[str, Any] | None:
         "replayed": counters.replayed,
         "agreement": round(status.agreement.score, 3),
         "predictions": {outcome.value: count for outcome, count in status.agreement.counts.items()},
+        "given_up": {verdict.value: count for verdict, count in status.agreement.given_up.items()},
+        "withheld_namespaces": status.witness.withheld,
+        "coverage": round(status.witness.coverage.score, 3),
+        "silent": status.witness.silent,
         "lag_ms": round(status.lag_secs * 1e3, 1),
         "decode_failures": {reason.value: count for reason, count in counters.failures.items()},
     }

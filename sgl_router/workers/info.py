@@ -30,4 +30,5 @@ class WorkerInfo:
     max_total_tokens: int | None = field(default=None, compare=False)
     model_path: str | None = field(default=None, compare=False)
     enable_cache_report: bool = field(default=False, compare=False)
+    keeps_prefixes: bool = field(default=True, compare=False)  # False: no radix cache, so that no events come
     notes: tuple[str, ...] = field(default=(), compare=False)  # what the operator should know, in sentences

@@ -105,6 +105,7 @@ def parse_server_info(body: bytes, url: str) -> WorkerInfo | None:
         max_total_tokens=_whole(raw.max_total_num_tokens),
         model_path=path or None,
         enable_cache_report=raw.enable_cache_report is True,
+        keeps_prefixes=raw.disable_radix_cache is not True,
         notes=tuple(notes),
     )
 

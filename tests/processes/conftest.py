@@ -82,8 +82,12 @@ class Index:
     def expect(self, *arguments: Any) -> None:
         return None
 
-    def reported(self, target: Any, predicted: int, reported: int, epoch: int | None = None) -> None:
-        self.reports.append((target, predicted, reported, epoch))
+    def sent(self, decision: Any, prompt: Prompt, namespace: Any) -> Any:
+        def completed(cached_tokens: int | None) -> None:
+            if cached_tokens is not None:
+                self.reports.append((decision.target, decision.matched_tokens, cached_tokens, decision.epoch))
+
+        return SimpleNamespace(completed=completed)
 
 
 class Metrics:

@@ -89,7 +89,7 @@ class Index:
         self.expected.append(Expected())
         return self.expected[-1]
 
-    def reported(self, *what: object) -> None: ...
+    def sent(self, *what: object) -> None: ...
 
 
 @dataclass
