@@ -58,6 +58,6 @@ class Coverage:
             return CoverageChange.FELL
         return CoverageChange.NONE
 
-    def forgive(self) -> None:
-        """The rank starts over: what is `low` stays so until it is seen to be better."""
-        self._samples = 0
+    def untold(self) -> None:
+        """That it fell is better told later, if it is so then."""
+        self.low = False

@@ -69,7 +69,14 @@ _MAX_EXPECTED_BLOCKS = 8_192
 class _Rank:
     """A target's stream, its socket, the feed that joins them, and what repairs the stream where it can be."""
 
-    def __init__(self, target: Target, stream: EventStream, tree: BlockTree, withheld: WithheldNamespaces) -> None:
+    def __init__(
+        self,
+        target: Target,
+        stream: EventStream,
+        tree: BlockTree,
+        withheld: WithheldNamespaces,
+        clock: Callable[[], float],
+    ) -> None:
         self.target = target
         self.stream = stream
         self.witness = Witness(
@@ -77,6 +84,7 @@ class _Rank:
             stream,
             tree,
             withheld,
+            clock=clock,
             refill=lambda: self.refill is not None and self.refill.start(),
             connected=lambda: self.subscriber is not None and self.subscriber.connected,
             behind=lambda: self.feed is not None and self.feed.queued,
@@ -123,6 +131,7 @@ class KvIndex:
         expect_ttl_secs: float = 10.0,
         max_blocks: int = 40_000_000,
         wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tree = BlockTree()
         self._secret = secrets.randbits(64)
@@ -138,6 +147,7 @@ class KvIndex:
         self._resync_secs = resync_secs
         self._expectations = Expectations(self.tree, expect_ttl_secs)
         self._wall_clock = wall_clock
+        self._clock = clock
         self.pump = EventPump(
             self.tree,
             turn_budget_secs=turn_budget_secs,
@@ -177,7 +187,7 @@ class KvIndex:
                 bigram=worker.info.bigram,
                 changed=self._changed,
             )
-            rank = _Rank(target, stream, self.tree, self._withheld)
+            rank = _Rank(target, stream, self.tree, self._withheld, self._clock)
             self._by_stream[stream] = rank
             self._by_target[target] = rank
             ranks.append(rank)
@@ -458,7 +468,7 @@ class KvIndex:
                 depths, seen, rested = await self._walk(group, keys)
                 yielded = yielded or rested
             if self._withheld:
-                depths = self._withheld.without(hasher.root(namespace), depths, time.monotonic())
+                depths = self._withheld.without(hasher.root(namespace), depths, self._clock())
             keys.share(seen)
             memo.held = depths.held
             memo.whole = len(memo.computed) >= blocks

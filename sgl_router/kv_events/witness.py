@@ -6,8 +6,8 @@ worker has is refilled once, a rank that stores nothing is told of.
 
 from __future__ import annotations
 
-import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,11 @@ log = structlog.get_logger(__name__)
 # A report is more than was known where it is so by more than a page, and by this part of the prompt.
 _MUCH = 1 / 8
 _MOST_KEYS = 1_024
+# So many prompts without a store, and it may be that there is none.
+_FEW_PROMPTS = 4
+_MOST_DOUBTFUL = 64
+# In which what an engine stored at an answer's end has been applied here.
+_SETTLE_SECS = 1.0
 _REFILL_SECS = 3_600.0
 _CHECK = "the worker's --kv-events-config (publisher zmq, endpoint, topic), and its log for a publisher that failed"
 _CHECK_PORT = "nothing answers on the endpoint: the worker's --kv-events-config, its port (base + dp_rank), firewalls"
@@ -96,7 +101,7 @@ class Sent:
 class Witness:
     """Of one rank. `refill` repairs its stream from the replay buffer, `connected` says whether its events could come,
     `behind` whether some have come that are not applied. `stores`: False for an engine that keeps no prefixes, and so
-    has nothing to publish."""
+    has nothing to publish. `clock`: monotonic seconds."""
 
     def __init__(
         self,
@@ -105,11 +110,11 @@ class Witness:
         tree: BlockTree,
         withheld: WithheldNamespaces,
         *,
-        refill: Callable[[], bool] = lambda: False,
-        connected: Callable[[], bool] = lambda: True,
-        behind: Callable[[], bool] = lambda: False,
-        stores: bool = True,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float],
+        refill: Callable[[], bool],
+        connected: Callable[[], bool],
+        behind: Callable[[], bool],
+        stores: bool,
     ) -> None:
         self.agreement = Agreement()
         self.coverage = Coverage()
@@ -124,6 +129,8 @@ class Witness:
         self._stores = stores
         self._clock = clock
         self._refilled_at: float | None = None
+        # When the answer came, the prompt's last key, its namespace's, the stream's epoch.
+        self._doubtful: deque[tuple[float, int, int, int]] = deque()
 
     @property
     def silent(self) -> bool:
@@ -194,17 +201,24 @@ class Witness:
             say("kv claims of one prefix contradicted by the worker's reports, they are given up", **about)
 
     def _cover(self, sent: Sent, reported: int, now: float) -> None:
-        """The worker had something cached: did the index know?"""
-        known = sent.known * sent.page
-        missing = False
-        if reported - known > max(sent.page, _MUCH * sent.tokens):
-            if reported > sent.blocks * sent.page:
-                return  # the prompt's keys do not go that far
-            # What was on its way then has been stored by now, and this prompt below it.
-            missing = not self._tree.holds(self._stream.slot, sent.last)
-        change = self.coverage.report(not missing, sent.root)
+        """The worker had something cached: did the index know? What was on its way, and this prompt below it, is stored
+        a moment later."""
+        doubtful, stream = self._doubtful, self._stream
+        while doubtful and now - doubtful[0][0] >= _SETTLE_SECS:
+            _, last, root, epoch = doubtful.popleft()
+            if epoch == stream.epoch:
+                self._covered(self._tree.holds(stream.slot, last), root, now)
+        if reported - sent.claimed * sent.page <= max(sent.page, _MUCH * sent.tokens):
+            self._covered(True, sent.root, now)
+        elif reported <= sent.blocks * sent.page and len(doubtful) < _MOST_DOUBTFUL:  # else its keys do not go that far
+            doubtful.append((now, sent.last, sent.root, stream.epoch))
+
+    def _covered(self, known: bool, root: int, now: float) -> None:
+        change = self.coverage.report(known, root)
         if change is CoverageChange.ROSE:
             log.info("kv index knows again what the worker has cached", **self._about)
+        elif change is CoverageChange.FELL and self.silence.prompts >= _FEW_PROMPTS:
+            self.coverage.untold()  # nothing is published, it seems: that will be told
         elif change is CoverageChange.FELL:
             counters = self._stream.counters
             partial = self.coverage.partial

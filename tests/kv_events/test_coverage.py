@@ -21,6 +21,17 @@ def test_a_lasting_lack_is_told_once_and_its_end_too() -> None:
     assert not coverage.low
 
 
+def test_what_could_not_be_told_yet_is_told_later() -> None:
+    coverage = Coverage()
+    changes = []
+    for _ in range(40):
+        changes.append(coverage.report(False, 1))
+        if len(changes) <= 30 and changes[-1] is CoverageChange.FELL:
+            coverage.untold()
+    assert changes[15:30] == [CoverageChange.FELL] * 15
+    assert changes[30:].count(CoverageChange.FELL) == 1
+
+
 def test_now_and_then_is_no_lack() -> None:
     coverage = Coverage()
     assert {coverage.report(number % 3 > 0, 1) for number in range(300)} == {CoverageChange.NONE}
