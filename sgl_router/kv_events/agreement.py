@@ -163,7 +163,7 @@ class Agreement:
             known = self._namespaces[namespace] = _Namespace()
             if len(self._namespaces) > _MAX_NAMESPACES:
                 self._namespaces.popitem(last=False)
-        else:
+        elif len(self._namespaces) > 1:
             self._namespaces.move_to_end(namespace)
         return known
 

@@ -44,6 +44,8 @@ class Coverage:
         """Account for one answer that says it found at least a page in the worker's cache. `known`: the index knew of
         it then, or has learned of it since."""
         self._samples += 1
+        if known and self.score == 1.0 and namespace in self._namespaces:
+            return CoverageChange.NONE
         self.score += _WEIGHT * (known - self.score)
         before = self._namespaces.pop(namespace, 1.0 if known else 0.5)
         self._namespaces[namespace] = before + _WEIGHT * (known - before)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from .agreement import Agreement, Verdict
+from .agreement import Agreement, Prefix, Verdict
 from .coverage import Coverage, CoverageChange
 from .silence import Silence
 from .stream import EventStream, StreamState, Untrust
@@ -49,39 +49,24 @@ class Sent:
     """One dispatched prompt, as the index saw it then. It keeps a few numbers, not the prompt's keys; of a prefix that
     is in doubt, at most 1,024 of them."""
 
-    __slots__ = (
-        "blocks",
-        "claimed",
-        "end",
-        "epoch",
-        "keys",
-        "known",
-        "last",
-        "page",
-        "prefix",
-        "root",
-        "stride",
-        "tokens",
-        "witness",
-    )
+    __slots__ = ("blocks", "claimed", "decision", "end", "keys", "last", "prefix", "root", "stride", "witness")
 
     def __init__(self, witness: Witness, decision: RouteDecision, keys: Sequence[int], root: int) -> None:
-        claimed = min(decision.matched_blocks, len(keys))
         self.witness = witness
+        self.decision = decision
         self.root = root
-        self.epoch = decision.epoch
-        self.page = decision.page_size
-        self.tokens = decision.prompt_tokens or 0
-        self.claimed = claimed
-        self.known = max(decision.expected_blocks, claimed)
-        self.blocks = len(keys)
+        self.blocks = blocks = len(keys)
         """How many of the prompt's leading blocks have keys, the last of them `last`."""
         self.last = keys[-1]
-        self.end = keys[claimed - 1] if claimed else 0
-        self.prefix = witness.agreement.prefix_of(root, keys, claimed) if claimed else None
-        self.stride = 0
+        self.claimed = claimed = min(decision.matched_blocks, blocks)
+        """How many of them the index claimed, the last of them `end`."""
+        self.prefix: Prefix | None = None
         self.keys: array[int] | None = None
-        if self.prefix is not None and self.prefix.misses:
+        if not claimed:
+            return
+        self.end = keys[claimed - 1]
+        prefix = self.prefix = witness.agreement.prefix_of(root, keys, claimed)
+        if prefix is not None and prefix.misses:
             self.stride = claimed // _MOST_KEYS + 1
             self.keys = array("Q", keys[self.stride - 1 : claimed : self.stride])
 
@@ -90,7 +75,7 @@ class Sent:
         prefix was not in doubt. `reported`: tokens it had, fewer than claimed."""
         if self.keys is None:
             return None
-        place = reported // self.page // self.stride
+        place = reported // self.decision.page_size // self.stride
         return self.keys[place] if place < len(self.keys) else self.end
 
     def completed(self, cached_tokens: int | None) -> None:
@@ -155,29 +140,27 @@ class Witness:
         """See `Sent.completed`."""
         stream = self._stream
         if stream.state is StreamState.LIVE:
-            if cached_tokens is not None and sent.epoch in (None, stream.epoch):
+            if cached_tokens is not None and sent.decision.epoch in (None, stream.epoch):
                 self._compare(sent, cached_tokens)
         elif stream.state is not StreamState.WAITING:
             return
-        if self._stores and sent.blocks > sent.known:
+        if self._stores and sent.blocks > max(sent.claimed, sent.decision.expected_blocks):
             self._count(sent, cached_tokens)
 
     # --- reports ------------------------------------------------------------------------------------------------
 
     def _compare(self, sent: Sent, reported: int) -> None:
-        now = self._clock()
-        verdict = self.agreement.report(
-            sent.claimed * sent.page,
-            reported,
-            namespace=sent.root,
-            depth=sent.claimed,
-            end=sent.end,
-            prefix=sent.prefix,
-            now=now,
-        )
-        if verdict is not Verdict.NONE:
-            self._give_up(verdict, sent, reported, now)
-        if reported >= sent.page and verdict is not Verdict.RANK:
+        now, claimed, page = self._clock(), sent.claimed, sent.decision.page_size
+        verdict = Verdict.NONE
+        if claimed:
+            verdict = self.agreement.report(
+                claimed * page, reported, namespace=sent.root, depth=claimed, end=sent.end, prefix=sent.prefix, now=now
+            )
+            if verdict is not Verdict.NONE:
+                self._give_up(verdict, sent, reported, now)
+        else:
+            self.agreement.report(0, reported)
+        if reported >= page and verdict is not Verdict.RANK:
             self._cover(sent, reported, now)
 
     def _give_up(self, verdict: Verdict, sent: Sent, reported: int, now: float) -> None:
@@ -208,9 +191,11 @@ class Witness:
             _, last, root, epoch = doubtful.popleft()
             if epoch == stream.epoch:
                 self._covered(self._tree.holds(stream.slot, last), root, now)
-        if reported - sent.claimed * sent.page <= max(sent.page, _MUCH * sent.tokens):
+        page, tokens = sent.decision.page_size, sent.decision.prompt_tokens or 0
+        more = reported - sent.claimed * page
+        if more <= page or more <= _MUCH * tokens:
             self._covered(True, sent.root, now)
-        elif reported <= sent.blocks * sent.page and len(doubtful) < _MOST_DOUBTFUL:  # else its keys do not go that far
+        elif reported <= sent.blocks * page and len(doubtful) < _MOST_DOUBTFUL:  # else its keys do not go that far
             doubtful.append((now, sent.last, sent.root, stream.epoch))
 
     def _covered(self, known: bool, root: int, now: float) -> None:
@@ -260,7 +245,8 @@ class Witness:
         stream = self._stream
         if self._behind():
             return
-        if cached_tokens is not None and sent.blocks * sent.page - cached_tokens < sent.page:
+        page = sent.decision.page_size
+        if cached_tokens is not None and sent.blocks * page - cached_tokens < page:
             return  # the worker had all of it: it stores nothing new
         self._listen()
         # An incomplete index may not know what the engine has, and publishes once only.
