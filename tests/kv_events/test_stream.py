@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Untrust
+from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Tier, Untrust
 
 
 def stored(
@@ -368,3 +368,20 @@ def test_long_removals_do_what_short_ones_do(follower) -> None:
     assert follower.depth(tokens) == 30
     assert follower.stream.blocks_held == 30
     assert {tier.value: n for tier, n in follower.stream.held.items() if n} == {"GPU": 10, "DISK": 30}
+
+
+def test_a_disclaimed_block_hides_what_is_below_it_until_it_is_stored_again(follower) -> None:
+    prompt = list(range(13))
+    stored = ["BlockStored", [1, 2, 3], None, prompt[:12], 4, None, "GPU"]
+    follower.send(["AllBlocksCleared"], stored)
+    keys = list(follower.stream._blocks.values())
+    follower.stream.disclaim(keys[1])
+    follower.stream.disclaim(keys[1])
+    assert (follower.depth(prompt), follower.stream.held[Tier.GPU], follower.stream.complete) == (1, 2, False)
+    follower.send(["BlockStored", [4], 3, [7, 7, 7, 7], 4, None, "GPU"])
+    assert follower.depth([*prompt[:12], 7, 7, 7, 7, 0]) == 1
+    follower.send(stored)
+    assert follower.depth([*prompt[:12], 7, 7, 7, 7, 0]) == 4
+    follower.stream.disclaim(keys[0])
+    follower.send(["BlockRemoved", [1, 2, 3, 4], "GPU"])
+    assert (follower.held, follower.stream.held[Tier.GPU], follower.stream.blocks_held) == (set(), 0, 0)
