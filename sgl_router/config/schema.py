@@ -12,6 +12,7 @@ from msgspec import Meta, field
 
 from sgl_router.config.errors import Rejected
 from sgl_router.config.labels import parse_annotation, parse_namespace, parse_selector
+from sgl_router.config.template_kwargs import parse_template_kwargs
 from sgl_router.config.urls import normalise_url, parse_listen_host
 
 MAX_BYTES = 1 << 40
@@ -46,6 +47,14 @@ TokenizerPath = Annotated[
     str, Meta(min_length=1, extra=_says("a tokenizer: a local directory, a tokenizer.json, or a hub id like org/name"))
 ]
 TemplatePath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing chat template file"))]
+TemplateKwargs = Annotated[
+    dict[str, Any],
+    Meta(
+        extra=_says(
+            "a mapping of chat template variables, like {enable_thinking: false}", parse=parse_template_kwargs
+        )
+    ),
+]
 KubeConfigPath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing kubeconfig file"))]
 SnapshotPath = Annotated[str, Meta(min_length=1, extra=_says("the path of a file in an existing folder"))]
 EnvName = Annotated[str, Meta(min_length=1, extra=_says("the name of an environment variable"))]
@@ -166,6 +175,7 @@ class ModelConfig(Section, frozen=True, kw_only=True):
     id: ModelId
     tokenizer_path: TokenizerPath
     chat_template: TemplatePath | None = None
+    default_chat_template_kwargs: TemplateKwargs | None = None
     conversation_cache_bytes: CacheBytes = 64 << 20
     policy: PolicyName = PolicyName.CACHE_AWARE_ZMQ
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)

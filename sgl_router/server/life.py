@@ -151,5 +151,8 @@ def freeze_start_up() -> None:
 
 def _load_tokenizer(config: ModelConfig) -> ModelTokenizer:
     return ModelTokenizer.load(
-        config.tokenizer_path, config.chat_template, conversation_cache_bytes=config.conversation_cache_bytes
+        config.tokenizer_path,
+        config.chat_template,
+        default_chat_template_kwargs=config.default_chat_template_kwargs,
+        conversation_cache_bytes=config.conversation_cache_bytes,
     )

@@ -15,6 +15,7 @@ import pytest
 from sgl_router.config import Config, parse_config
 from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
 from sgl_router.server.daemon import Daemon
+from sgl_router.tokenization import ModelTokenizer
 
 MODEL = "mock-model"
 Condition = Callable[[], bool]
@@ -155,6 +156,7 @@ MakeRig = Callable[..., Awaitable[Rig]]
 @pytest.fixture(params=["native", "aiohttp"])
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
     """`await rig(workers=2, worker={...}, model={...}, ...)`: started, ready, with every event socket connected.
+    `tokenizer`: the workers', where it is not the embedded one's.
 
     Every test that uses it runs over both HTTP fronts.
     """
@@ -170,10 +172,11 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
             wait: bool = True,
             urls: list[str] | None = None,
             started: list[str] | None = None,
+            tokenizer: ModelTokenizer | None = None,
             **over: Any,
         ) -> Rig:
             settings = msgspec.convert({"model_id": MODEL, "speed": math.inf, **(worker or {})}, MockWorkerConfig)
-            tokenizer = shared_tokenizer(EMBEDDED_TOKENIZER_PATH)
+            tokenizer = tokenizer or shared_tokenizer(EMBEDDED_TOKENIZER_PATH)
             mocks = [MockWorker(settings, tokenizer=tokenizer) for _ in range(workers)]
             for mock in mocks:
                 await stack.enter_async_context(mock)

@@ -12,7 +12,9 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
 from sgl_router.server.token_check import TokenCheck, TokenOutcome
+from sgl_router.tokenization import ModelTokenizer
 from sgl_router.workers import Worker, WorkerInfo
 
 EVENT = "worker makes other tokens than the router, its cache will not be found"
@@ -55,6 +57,47 @@ async def test_another_template_is_told_of_and_requests_are_served(rig, tmp_path
     assert told["worker_tokens"] != told["router_tokens"]
     assert "chat_template" in told["compare"]
     assert (await fleet.ask("hello")).status == 200
+
+
+THINKS = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}{{ style }}"
+)
+DEFAULTS = {"enable_thinking": False, "style": "terse"}
+
+
+async def test_the_workers_defaults_for_the_template_are_told_of_until_they_are_given(rig, tmp_path: Path) -> None:
+    template = tmp_path / "thinks.jinja"
+    template.write_text(THINKS)
+    engine = ModelTokenizer.load(EMBEDDED_TOKENIZER_PATH, str(template), default_chat_template_kwargs=DEFAULTS)
+    model: dict[str, Any] = {"chat_template": str(template)}
+    with structlog.testing.capture_logs() as logs:
+        without = await rig(tokenizer=engine, model=model)
+        await checked(without, different=1)
+    assert [entry["compare"] for entry in logs if entry["event"] == EVENT] == [
+        "models[].{tokenizer_path, chat_template, default_chat_template_kwargs} with the worker's arguments"
+    ]
+
+    fleet = await rig(workers=2, tokenizer=engine, model={**model, "default_chat_template_kwargs": DEFAULTS})
+    await checked(fleet, equal=2)
+    prompt = "a question that fills several pages of the cache, and the same each time it is asked " * 4
+    asked: tuple[dict[str, Any], ...] = (
+        {},
+        {"chat_template_kwargs": {"style": "wordy"}},  # the request's own wins, and only for its key
+        {"chat_template_kwargs": {"enable_thinking": True, "style": None}},
+    )
+    for extra in asked:
+        body = {"model": "mock-model", "messages": [{"role": "user", "content": prompt}], **extra}
+        tokens = [(await fleet.post("/v1/tokenize", json=body)).json["tokens"]]
+        async with fleet.session.post(fleet.workers[0].url + "/v1/tokenize", json=body) as answer:
+            tokens.append((await answer.json())["tokens"])
+        assert tokens[0] == tokens[1]
+        await fleet.ask(prompt, **extra)
+        await fleet.settled()
+        again = await fleet.ask(prompt, **extra)
+        assert again.decision["reason"] == "cache_hit"
+        predicted = int(again.decision["matched"].partition("/")[0]) * 16
+        assert 0 < predicted == again.json["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
 async def test_a_worker_too_old_for_chats_is_compared_by_text(rig, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import aiohttp
 import pytest
 
 from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.tokenization import ModelTokenizer
 
 MODEL = "mock-model"
 CHAT = "/v1/chat/completions"
@@ -71,6 +72,10 @@ class Router:
 
     async def get(self, path: str) -> tuple[int, bytes]:
         async with self._session.get(self.url + path) as reply:
+            return reply.status, await reply.read()
+
+    async def post(self, path: str, body: Any) -> tuple[int, bytes]:
+        async with self._session.post(self.url + path, json=body) as reply:
             return reply.status, await reply.read()
 
     async def chat(self, content: str = "hello") -> tuple[int, str]:
@@ -145,13 +150,17 @@ async def start(workers: list[MockWorker], tmp_path: pathlib.Path) -> AsyncItera
         await stack.enter_async_context(session)
 
         async def run(
-            tokenizer: str = EMBEDDED_TOKENIZER_PATH, *, watch: tuple[float, int] | None = None, **server: Any
+            tokenizer: str = EMBEDDED_TOKENIZER_PATH,
+            *,
+            watch: tuple[float, int] | None = None,
+            model: dict[str, Any] | None = None,
+            **server: Any,
         ) -> Router:
             path = tmp_path / "config.yaml"
             settings = {
                 "server": {"port": 0, "shutdown_drain_secs": 0, "processes": 2, **server},
                 "observability": {"log_format": "json"},
-                "models": [{"id": MODEL, "tokenizer_path": tokenizer}],
+                "models": [{"id": MODEL, "tokenizer_path": tokenizer, **(model or {})}],
                 "discovery": {"static_urls": {"urls": [worker.url for worker in workers]}},
                 "health": {"interval_secs": 0.2},
             }
@@ -236,6 +245,24 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     assert not [pid for pid in pids if alive(pid)]
     assert "Traceback" not in router.text
     assert router.said("data process disconnected", leases_ended=0)
+
+
+async def test_each_data_process_renders_with_the_models_defaults(
+    start: Start, tmp_path: pathlib.Path, workers: list[MockWorker]
+) -> None:
+    template = tmp_path / "thinks.jinja"
+    template.write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}{{ style }} {{ enable_thinking }}")
+    defaults: dict[str, Any] = {"enable_thinking": False, "style": "terse"}
+    engine = ModelTokenizer.load(EMBEDDED_TOKENIZER_PATH, str(template), default_chat_template_kwargs=defaults)
+    for worker in workers:
+        worker.tokenizer = engine
+    router = await start(model={"chat_template": str(template), "default_chat_template_kwargs": defaults})
+    await router.listening()
+    await settles(router.tokens_compared, {"equal": len(workers)})
+    for number in range(12):  # both data processes, in all likelihood
+        body = {"messages": [{"role": "user", "content": str(number)}], "chat_template_kwargs": {"style": "wordy"}}
+        status, answer = await router.post("/v1/tokenize", {"model": MODEL, **body})
+        assert (status, json.loads(answer)["tokens"]) == (200, list(await engine.encode_chat(body)))
 
 
 async def test_a_routing_process_that_hangs_explains_nothing_and_holds_nobody_up(start: Start) -> None:
