@@ -56,6 +56,11 @@ class FleetCollector(Collector):
         breaker = GaugeMetricFamily(
             "sgl_router_worker_cb_state", "Circuit breaker: 0 closed, 1 open, 2 half-open.", labels=("worker_url",)
         )
+        backed_off = GaugeMetricFamily(
+            "sgl_router_worker_backed_off",
+            "1 while a rank that refused requests gets no more than one at a time to try, or none.",
+            labels=("worker_url", "dp_rank"),
+        )
         inflight = GaugeMetricFamily(
             "sgl_router_worker_inflight_requests", "Requests in flight.", labels=("worker_url",)
         )
@@ -69,8 +74,11 @@ class FleetCollector(Collector):
             load.add_metric((url, "decode_blocks"), sum(target.decode_blocks for target in worker.targets))
             health.add_metric((url,), worker.health is HealthState.HEALTHY)
             breaker.add_metric((url,), _BREAKER[worker.breaker.state])
+            for target in worker.targets:
+                held = worker.refusals.until is not None or target.refusals.until is not None
+                backed_off.add_metric((url, str(target.dp_rank)), held)
             inflight.add_metric((url,), requests)
-        yield from (outcomes, load, health, breaker, inflight)
+        yield from (outcomes, load, health, breaker, backed_off, inflight)
         yield from self._events()
 
     def _events(self) -> Iterable[Metric]:

@@ -123,6 +123,7 @@ class DataProcess:
     async def _send_counts(self) -> None:
         while True:
             await asyncio.sleep(_COUNTS_SECS)
+            self.routing.send_heard()
             self._send_news()
 
     def _send_news(self) -> None:

@@ -54,7 +54,7 @@ class LeaseServer:
         self._introduced = introduced
         self.clock = clock
         self.by_generation: dict[int, Worker] = {}
-        self._told_health: dict[Worker, HealthState] = {}
+        self._told_health: dict[Worker, tuple[HealthState, bool]] = {}
         self._sides: set[LeaseSide] = set()
         self._server: asyncio.AbstractServer | None = None
         self._looking: asyncio.TimerHandle | None = None
@@ -89,7 +89,7 @@ class LeaseServer:
         self._look_now()
         self._sides.add(side)
         side.link.send(self._hashing)
-        side.link.send(Fleet([_state(worker) for worker in self.registry.all()]))
+        side.link.send(Fleet([self._state(worker) for worker in self.registry.all()]))
 
     def left(self, side: LeaseSide) -> None:
         self._sides.discard(side)
@@ -102,7 +102,7 @@ class LeaseServer:
 
     def worker_added(self, worker: Worker) -> None:
         self._know(worker)
-        self._tell(_state(worker))
+        self._tell(self._state(worker))
         for side in self._sides:
             side.worker_added(worker)
 
@@ -113,7 +113,7 @@ class LeaseServer:
 
     def _know(self, worker: Worker) -> None:
         self.by_generation[worker.generation] = worker
-        self._told_health[worker] = worker.health
+        self._told_health[worker] = self._health(worker)
 
     def _look(self) -> None:
         self._look_now()
@@ -125,19 +125,23 @@ class LeaseServer:
             self._hashing = hashing
             self._tell(hashing)
         for worker, told in self._told_health.items():
-            if worker.health is not told:
-                self._told_health[worker] = worker.health
-                self._tell(_state(worker))
+            if (health := self._health(worker)) != told:
+                self._told_health[worker] = health
+                self._tell(self._state(worker))
 
+    def _health(self, worker: Worker) -> tuple[HealthState, bool]:
+        return worker.health, worker.busy(self.clock())
 
-def _state(worker: Worker) -> WorkerState:
-    return WorkerState(
-        generation=worker.generation,
-        url=worker.url,
-        model_id=worker.model_id,
-        mode=worker.mode,
-        dp_size=worker.dp_size,
-        block_size=worker.info.block_size,
-        started_at=worker.info.started_at,
-        health=worker.health,
-    )
+    def _state(self, worker: Worker) -> WorkerState:
+        health, busy = self._health(worker)
+        return WorkerState(
+            generation=worker.generation,
+            url=worker.url,
+            model_id=worker.model_id,
+            mode=worker.mode,
+            dp_size=worker.dp_size,
+            block_size=worker.info.block_size,
+            started_at=worker.info.started_at,
+            health=health,
+            busy=busy,
+        )

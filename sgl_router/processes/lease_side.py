@@ -29,6 +29,7 @@ from .wire import (
     Explain,
     Explained,
     FirstByte,
+    Heard,
     Held,
     Hello,
     NobodyLeft,
@@ -86,6 +87,10 @@ class LeaseSide:
             self._end(message)
         elif isinstance(message, Declare):
             self._declare(message)
+        elif isinstance(message, Heard):
+            for generation in message.generations:
+                if (worker := self._server.by_generation.get(generation)) is not None:
+                    worker.heard = True
         elif isinstance(message, Counts):
             self._server.merge(message.delta)
         else:
@@ -105,6 +110,7 @@ class LeaseSide:
             return
         ask = _asked(message)
         ask.streamed, ask.priority = message.streamed, message.priority
+        ask.fingerprint = message.fingerprint
         workers = self._server.by_generation
         tried = {workers[generation] for generation in message.tried if generation in workers}
         self._undecided[message.seq] = None
@@ -196,7 +202,14 @@ class LeaseSide:
     def _end(self, message: End) -> None:
         lease = self._leases.pop(message.seq, None)
         if lease is not None:
-            lease.end(message.outcome, message.cached_tokens, message.output_tokens)
+            lease.end(
+                message.outcome,
+                message.cached_tokens,
+                message.output_tokens,
+                status=message.status,
+                retry_after_secs=message.retry_after_secs,
+                unrenderable=message.unrenderable,
+            )
         elif (deciding := self._undecided.get(message.seq)) is not None:
             deciding.cancel()  # it may be waiting for a worker: its place is somebody else's now
         else:
@@ -230,7 +243,7 @@ class LeaseSide:
         )
         # Where the breaker would not have let it go, its end tells the breaker nothing.
         permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
-        lease = LocalLease(server.routing, decision, permit, guard, None, worker.model_id, "")
+        lease = LocalLease(server.routing, decision, permit, guard, None, worker.model_id, "", message.fingerprint)
         lease.on_expire = lambda: self.link.send(Expired(message.seq))
         self._leases[message.seq] = lease
 

@@ -46,8 +46,16 @@ class Mirror:
             worker = self._make(state)
             self.registry.add(worker)
         worker.health = state.health
+        worker.busy_until = float("inf") if state.busy else float("-inf")
         self._by_generation[state.generation] = worker
         self._generations[worker] = state.generation
+
+    def take_heard(self) -> list[int]:
+        """Generations of workers from which a good byte has come since the last call."""
+        heard = [generation for worker, generation in self._generations.items() if worker.heard]
+        for worker in self._generations:
+            worker.heard = False
+        return heard
 
     def gone(self, generation: int) -> None:
         worker = self._by_generation.get(generation)

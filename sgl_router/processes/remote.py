@@ -35,6 +35,7 @@ from .wire import (
     Fleet,
     FromRouting,
     Hashing,
+    Heard,
     Held,
     Hello,
     NobodyLeft,
@@ -179,6 +180,13 @@ class RemoteRouting:
         self._link.send(Counts(delta))
         return True
 
+    def send_heard(self) -> None:
+        """Tell which workers' responses go on: an end or a first byte does not tell of a long stream."""
+        if self._link is not None and self._link.open and not self._link.congested:
+            heard = self._mirror.take_heard()
+            if heard:
+                self._link.send(Heard(heard))
+
     def tell(self, message: End | FirstByte) -> None:
         """About a lease; without a connection there is nobody who would have to know."""
         if self._link is not None:
@@ -219,6 +227,7 @@ class RemoteRouting:
                 tried_there,
                 ask.streamed,
                 ask.priority,
+                ask.fingerprint,
             )
         )
         future: asyncio.Future[RemoteLease | None] = asyncio.get_running_loop().create_future()
@@ -319,12 +328,12 @@ class RemoteRouting:
         elif future.done():  # cancelled in this very turn
             self.tell(End(message.seq, Outcome.CLIENT_GONE, None))
         else:
-            lease = self._hold(message.seq, ask, self._here(worker, message))
+            lease = self._hold(message.seq, ask, self._here(worker, ask, message))
             if ask.held_at is not None:
                 lease.waited_secs = self.clock() - ask.held_at
             future.set_result(lease)
 
-    def _here(self, worker: Worker, message: Chosen) -> LocalLease:
+    def _here(self, worker: Worker, ask: Ask, message: Chosen) -> LocalLease:
         """This process's own account of a decision, for the load and the breakers that the fallback goes by."""
         decision = RouteDecision(
             worker.targets[message.dp_rank],
@@ -347,7 +356,7 @@ class RemoteRouting:
             now=now,
         )
         permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
-        return LocalLease(self._fallback, decision, permit, guard, None, worker.model_id, "")
+        return LocalLease(self._fallback, decision, permit, guard, None, worker.model_id, "", ask.fingerprint)
 
     def _lost(self) -> None:
         if self._link is not None:

@@ -25,6 +25,7 @@ class RemoteLease:
 
     __slots__ = (
         "_expired",
+        "_fingerprint",
         "_local",
         "_model_id",
         "_on_expire",
@@ -41,6 +42,7 @@ class RemoteLease:
         self._seq = seq
         self._model_id = ask.model_id
         self._streamed = ask.streamed
+        self._fingerprint = ask.fingerprint
         self._local = local
         self.decision = local.decision
         self.waited_secs = 0.0
@@ -70,14 +72,24 @@ class RemoteLease:
             self._local.first_byte(status)
             self._owner.tell(FirstByte(self._seq, status))
 
-    def end(self, outcome: Outcome, cached_tokens: int | None = None, output_tokens: int | None = None) -> None:
+    def end(
+        self,
+        outcome: Outcome,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+        *,
+        status: int = 0,
+        retry_after_secs: float | None = None,
+        unrenderable: bool = False,
+    ) -> None:
         owner, self._owner = self._owner, None
         if owner is None:
             return
         self._on_expire = None
-        self._local.end(outcome)  # the counts are for the index and the forecasts, which are over there
+        # The counts are for the index and the forecasts, which are over there.
+        self._local.end(outcome, status=status, retry_after_secs=retry_after_secs, unrenderable=unrenderable)
         owner.forget(self._seq)
-        owner.tell(End(self._seq, outcome, cached_tokens, output_tokens))
+        owner.tell(End(self._seq, outcome, cached_tokens, output_tokens, status, retry_after_secs, unrenderable))
 
     def declaration(self) -> Declare:
         """What a routing process that does not know this lease must be told."""
@@ -92,4 +104,5 @@ class RemoteLease:
             -(-tokens // max(decision.page_size, 1)),
             self._streamed,
             self._prefilled,
+            self._fingerprint,
         )

@@ -26,6 +26,7 @@ __all__ = [
     "Fleet",
     "FromRouting",
     "Hashing",
+    "Heard",
     "Held",
     "Hello",
     "Message",
@@ -81,6 +82,7 @@ class Choose(Question, tag=2):
     tried: list[int]
     streamed: bool
     priority: int
+    fingerprint: int | None = None
 
 
 class Explain(Question, tag=7):
@@ -99,6 +101,9 @@ class End(Message, tag=4):
     outcome: Outcome
     cached_tokens: int | None
     output_tokens: int | None = None
+    status: int = 0
+    retry_after_secs: float | None = None
+    unrenderable: bool = False
 
 
 class Declare(Message, tag=5):
@@ -113,6 +118,13 @@ class Declare(Message, tag=5):
     decode_blocks: int
     streamed: bool
     computed: bool
+    fingerprint: int | None = None
+
+
+class Heard(Message, tag=8):
+    """Generations of workers from which a good byte of a response has come since this was said last."""
+
+    generations: list[int]
 
 
 class Counts(Message, tag=6):
@@ -135,6 +147,8 @@ class WorkerState(Message, tag=11):
     block_size: int
     started_at: float | str | None
     health: HealthState
+    busy: bool = False
+    """Unhealthy, but to be used before a request is refused (`workers.Worker.busy`)."""
 
 
 class Hashing(Message, tag=17):
@@ -207,7 +221,7 @@ class Expired(Message, tag=16):
     seq: int
 
 
-ToRouting = Hello | Choose | Explain | FirstByte | End | Declare | Counts
+ToRouting = Hello | Choose | Explain | FirstByte | End | Declare | Heard | Counts
 FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Held | Refused | Explained | Expired
 
 to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 
@@ -25,6 +25,16 @@ MAX_HEAD_BYTES = 64 << 10
 UPLOAD_PIECE = 256 << 10
 # Below, a copy costs less than a second piece to write.
 JOIN_LIMIT = 32 << 10
+
+class Hearer(Protocol):
+    """Who wants to know whether a response goes on."""
+
+    heard: bool
+
+
+class _Nobody:
+    heard = False
+
 
 Sink = Callable[[bytes, bool], bool]
 """Given bytes of the body, and whether they are the last ones. Returns whether it has taken them."""
@@ -65,6 +75,7 @@ class UpstreamConnection(asyncio.Protocol):
         "complete",
         "content_length",
         "headers",
+        "heard_by",
         "idle_since",
         "on_body",
         "status",
@@ -106,6 +117,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.content_length: int | None = None
         self.stream = False
         self.idle_since = 0.0
+        self.heard_by: Hearer = _NOBODY
+        """Its `heard` is set by each piece of a response after the head, for the rest of the exchange."""
 
     # --- exchange -----------------------------------------------------------------------------------------------
 
@@ -122,6 +135,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_bytes = 0
         self._limit = WHOLE_LIMIT
         self._piecewise = False
+        self.heard_by = _NOBODY
         if self.closed or transport is None:
             self._fail(_NO_ANSWER)
         elif len(body) <= JOIN_LIMIT:
@@ -247,6 +261,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self._answered(*split)
                 return
             self._head_bytes += len(data)
+        else:
+            self.heard_by.heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -387,5 +403,6 @@ class UpstreamConnection(asyncio.Protocol):
         return self._head_done and sum(len(name) + len(value) for name, value in self.headers) <= MAX_HEAD_BYTES
 
 
+_NOBODY = _Nobody()
 _HEADS = AnswerHeads()
 _NO_ANSWER = "the worker closed the connection before answering"

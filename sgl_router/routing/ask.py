@@ -19,13 +19,14 @@ class Ask:
 
     `costed`: whoever decides reckons in tokens, and wants to hear how long answers were. `streamed`: the answer's first
     byte will come with its first token. `priority`: higher goes first where requests have to wait. `session`: what the
-    client calls the conversation. `held` is called where the request has to wait; `held_at` is when that was, where
-    another process said so.
+    client calls the conversation. `fingerprint`: equal for equal bodies, below 2**64. `held` is called where the
+    request has to wait; `held_at` is when that was, where another process said so.
     """
 
     __slots__ = (
         "costed",
         "facts",
+        "fingerprint",
         "held",
         "held_at",
         "model_id",
@@ -49,6 +50,7 @@ class Ask:
         streamed: bool = True,
         priority: int = 0,
         session: str | None = None,
+        fingerprint: int | None = None,
     ) -> None:
         self.model_id = model_id
         self.prompt = prompt
@@ -59,6 +61,7 @@ class Ask:
         self.streamed = streamed
         self.priority = priority
         self.session = session
+        self.fingerprint = fingerprint
         self.facts: Facts | None = None
         self.held: Callable[[], None] | None = None
         self.held_at: float | None = None

@@ -27,11 +27,22 @@ class Lease(Protocol):
     def first_byte(self, status: int) -> None:
         """The answer's body begins: the prompt has been computed."""
 
-    def end(self, outcome: Outcome, cached_tokens: int | None = None, output_tokens: int | None = None) -> None:
+    def end(
+        self,
+        outcome: Outcome,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+        *,
+        status: int = 0,
+        retry_after_secs: float | None = None,
+        unrenderable: bool = False,
+    ) -> None:
         """The request is over: load, breaker, expectation and statistics learn how. Later calls do nothing.
 
         `cached_tokens`: how much of the prompt the worker says it had cached, where it says so. `output_tokens`: the
-        answer's length, wanted only of streams, and where the ask was `costed`.
+        answer's length, wanted only of streams, and where the ask was `costed`. `status`: of the worker's response, 0
+        where there was none. `retry_after_secs`: what a refusal says of when to come back. `unrenderable`: the router
+        could not have rendered this request either, which a 5xx is then no news of the worker.
         """
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 
-from sgl_router.observability.outcome import FAILURES, Outcome
+from sgl_router.observability.outcome import Outcome
 from sgl_router.policies import Facts, KvCost, Unmatched
 from sgl_router.workers import BreakerState
 
+from .conduct import UNRENDERABLE, Conduct, End
 from .decision_log import DecisionLog
 from .views import explanation_view
 from .waiting_room import WaitingRoom
@@ -46,6 +48,7 @@ class LocalRouting:
         queues: Mapping[str, QueueConfig] | None = None,
         decisions: DecisionLog | None = None,
         clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
     ) -> None:
         self._registry = registry
         self._index = index
@@ -54,6 +57,8 @@ class LocalRouting:
         self._metrics = metrics
         self._expecting = expecting
         self._clock = clock
+        self._rng = random.Random() if rng is None else rng
+        self._conduct: dict[str, Conduct] = {}
         self.decisions = decisions or DecisionLog(keep=0, sample=0.0)
         self.rooms = {
             model_id: self._room(model_id, settings) for model_id, settings in (queues or {}).items()
@@ -66,7 +71,7 @@ class LocalRouting:
         if facts is None:
             facts = ask.facts = await self._look_up(ask, policy)
         now = self._clock()
-        candidates = self._registry.candidates(ask.model_id, now)
+        candidates = self._registry.candidates(ask.model_id, now, without=tried)
         room = self.rooms.get(ask.model_id) if self.rooms else None
         if room is not None and candidates and not tried and not room.free(candidates, now):
             if ask.held is not None:
@@ -77,17 +82,15 @@ class LocalRouting:
                 return lease
             now = self._clock()
             candidates = self._registry.candidates(ask.model_id, now)
-        while True:
-            if tried:
-                candidates = [target for target in candidates if target.worker not in tried]
-            if not candidates:
-                return None
+        while candidates:
             decision = policy.select(candidates, facts)
             permit = decision.target.worker.breaker.acquire(now)
             if permit is not None:
                 return self._lease(ask, policy, decision, permit, now)
             # Half-open, and its one probe was taken between the filter and here.
             tried = tried | {decision.target.worker}
+            candidates = self._registry.candidates(ask.model_id, now, without=tried)
+        return None
 
     async def explain(self, ask: Ask) -> dict[str, Any]:
         """With every candidate's costs."""
@@ -111,6 +114,14 @@ class LocalRouting:
             room = self.rooms.get(model_id)
             if room is not None:
                 room.changed()
+
+    def conduct(self, model_id: str) -> Conduct:
+        """What the model's workers have shown of themselves."""
+        found = self._conduct.get(model_id)
+        if found is None:
+            found = Conduct(lambda: self._registry.for_model(model_id), self._rng)
+            self._conduct[model_id] = found
+        return found
 
     async def _look_up(self, ask: Ask, policy: Policy, dry: bool = False) -> Facts:
         if not policy.needs_prompt:
@@ -181,7 +192,7 @@ class LocalRouting:
         expectation = None
         if self._expecting and ask.prompt is not None and ask.namespace is not None:
             expectation = self._index.expect(decision.target, ask.prompt, ask.namespace)
-        lease = LocalLease(self, decision, permit, guard, expectation, ask.model_id, ask.request_id)
+        lease = LocalLease(self, decision, permit, guard, expectation, ask.model_id, ask.request_id, ask.fingerprint)
         if policy.needs_prompt and ask.prompt is not None and ask.namespace is not None:
             lease.sent = self._index.sent(decision, ask.prompt, ask.namespace)
         self.decisions.add(lease)
@@ -192,10 +203,14 @@ class LocalLease:
     """See `Lease`. It says what came of it, as far as it has come: `first_byte_secs` is from the decision on."""
 
     __slots__ = (
+        "_conduct",
         "_expectation",
+        "_fingerprint",
+        "_good",
         "_guard",
         "_permit",
         "_routing",
+        "_sent",
         "cached_tokens",
         "decision",
         "first_byte_secs",
@@ -215,8 +230,13 @@ class LocalLease:
         expectation: Expectation | None,
         model_id: str,
         request_id: str,
+        fingerprint: int | None = None,
     ) -> None:
         self._routing: LocalRouting | None = routing
+        self._conduct = routing.conduct(model_id)
+        self._sent = self._conduct.sent(decision.target, guard.started)
+        self._good = False
+        self._fingerprint = fingerprint
         self.decision = decision
         self._permit = permit
         self._guard = guard
@@ -254,35 +274,46 @@ class LocalLease:
         # A probe's good first byte closes the circuit: waiting for the end of a long stream would leave a healed
         # worker on one request. In the closed state success is told at the end, so that a worker that breaks every
         # stream half way still opens it.
-        if status < 400 and self.decision.target.worker.breaker.state is BreakerState.HALF_OPEN:
-            self._permit.success(now)
+        if status < 400:
+            self._begins_well(now)
+            if self.decision.target.worker.breaker.state is BreakerState.HALF_OPEN:
+                self._permit.success(now)
         if routing.rooms:
             routing.changed(self.model_id)
 
-    def end(self, outcome: Outcome, cached_tokens: int | None = None, output_tokens: int | None = None) -> None:
+    def end(
+        self,
+        outcome: Outcome,
+        cached_tokens: int | None = None,
+        output_tokens: int | None = None,
+        *,
+        status: int = 0,
+        retry_after_secs: float | None = None,
+        unrenderable: bool = False,
+    ) -> None:
         routing, self._routing = self._routing, None
         if routing is None:
             return
         self.outcome, self.cached_tokens = outcome, cached_tokens
         self._guard.release(output_tokens)
-        now, permit = routing._clock(), self._permit
-        worker = self.decision.target.worker
-        if outcome is Outcome.COMPLETED or outcome is Outcome.CLIENT_ERROR:
-            permit.success(now)
-        elif outcome in FAILURES:
-            if permit.settled:  # praised at its first byte
-                permit.broke_off(now)
-            else:
-                permit.failure(now)
-        else:
-            permit.release(now)
+        now, decision = routing._clock(), self.decision
+        if outcome is Outcome.COMPLETED:
+            self._begins_well(now)
+        unrenderable = unrenderable or decision.unmatched in UNRENDERABLE
+        end = End(outcome, status, retry_after_secs, unrenderable, self._fingerprint)
+        self._conduct.ended(decision.target, self._sent, self._permit, end, now)
         # What the log of decisions keeps must not keep the prompt's keys.
         expectation, self._expectation = self._expectation, None
         if expectation is not None and outcome is not Outcome.COMPLETED:
             expectation.end()
-        worker.stats.count(outcome._value_)
+        decision.target.worker.stats.count(outcome._value_)
         sent, self.sent = self.sent, None
         if sent is not None and outcome is Outcome.COMPLETED:
             sent.completed(cached_tokens)
         if routing.rooms:
             routing.changed(self.model_id)
+
+    def _begins_well(self, now: float) -> None:
+        if not self._good:
+            self._good = True
+            self._conduct.good_byte(self.decision.target, self._sent, now)

@@ -123,7 +123,9 @@ def _why_not(worker: Worker) -> str:
         return f"{worker.mode.value} worker"
     if worker.health is not HealthState.HEALTHY:
         return str(worker.health.value)
-    return "circuit open" if worker.breaker.state is not BreakerState.CLOSED else "not a candidate"
+    if worker.breaker.state is not BreakerState.CLOSED:
+        return "circuit open"
+    return "backed off" if worker.backed_off else "not a candidate"
 
 
 def _ms(secs: float | None) -> float | None:

@@ -9,7 +9,10 @@ from sgl_router.config import PolicyName
 from sgl_router.kv_events import DEFAULT_NAMESPACE, Namespace
 from sgl_router.policies import Unmatched
 from sgl_router.routing import Ask
+from sgl_router.routing.conduct import UNRENDERABLE
 from sgl_router.tokenization import Unrenderable
+
+from .body import parse_chat
 
 if TYPE_CHECKING:
     from sgl_router.proxy import Headers
@@ -17,7 +20,7 @@ if TYPE_CHECKING:
     from .body import JsonObject
     from .services import Model
 
-__all__ = ["make_ask"]
+__all__ = ["is_unrenderable", "make_ask"]
 
 _PRIORITY_HEADER = b"x-smg-priority"
 # As the SGLang Model Gateway names them.
@@ -52,6 +55,16 @@ async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers:
         if model.config.kv_cost.session_bonus_ms:
             ask.session = _header(headers, model.session_header)
     return ask
+
+
+async def is_unrenderable(model: Model, body: bytes) -> bool:
+    """Whether a chat is one that the router cannot render for a fault in it. For one that was not rendered, as its
+    policy does not look at prompts, and has failed: is the worker to blame?"""
+    try:
+        await model.tokenizer.prompt(parse_chat(body))
+    except Unrenderable as error:
+        return Unmatched(error.reason.value) in UNRENDERABLE
+    return False
 
 
 def _priority(chat: JsonObject, headers: Headers) -> int:

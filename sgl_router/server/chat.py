@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import structlog
+import xxhash
 
 from sgl_router.errors import (
     ConnectFailed,
@@ -18,9 +20,12 @@ from sgl_router.errors import (
     UpstreamUnreachable,
 )
 from sgl_router.observability import Outcome, RequestRecord
+from sgl_router.observability.outcome import FAILURES
+from sgl_router.policies import Unmatched
 from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Outbound, Relayed, header_lines, relay
+from sgl_router.proxy.retry_after import retry_after_secs
 
-from .ask import make_ask
+from .ask import is_unrenderable, make_ask
 from .body import parse_chat
 from .envelope import error_event, error_response
 
@@ -57,6 +62,7 @@ async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> Non
         model, adapter = services.model(chat["model"])
         record.model_id = model.id
         ask = await make_ask(model, adapter, chat, inbound.headers, inbound.request_id)
+        ask.fingerprint = xxhash.xxh3_64_intdigest(inbound.body)
         await _dispatch(services, inbound, out, record, relayed, ask)
     except RouterError as error:
         await _answer_error(out, record, relayed, error, services)
@@ -154,6 +160,8 @@ async def _send(
         )
         with exchange:
             status = exchange.connection.status
+            if status < 400:
+                exchange.connection.heard_by = decision.target.worker
 
             def first_byte() -> None:
                 lease.first_byte(status)
@@ -178,7 +186,15 @@ async def _send(
     else:
         record.outcome = Outcome.CLIENT_ERROR
     wanted = relayed.streamed and ask.costed
-    lease.end(record.outcome, record.cached_tokens, relayed.usage.output_tokens() if wanted else None)
+    unasked = record.outcome in FAILURES and decision.unmatched is Unmatched.NOT_ASKED
+    lease.end(
+        record.outcome,
+        record.cached_tokens,
+        relayed.usage.output_tokens() if wanted else None,
+        status=status,
+        retry_after_secs=None if status < 400 else retry_after_secs(exchange.headers, time.time()),
+        unrenderable=unasked and await is_unrenderable(services.models[ask.model_id], inbound.body),
+    )
 
 
 def _stale(services: Services, out: Outbound) -> StaleRequestExpired:

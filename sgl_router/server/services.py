@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from sgl_router.errors import ModelNotFound
-from sgl_router.workers import HealthState
 
 if TYPE_CHECKING:
     from sgl_router.config import Config, ModelConfig
@@ -99,9 +98,10 @@ class Services:
         if self.draining:
             return ["draining: this router is shutting down"]
         reasons = []
+        now = time.monotonic()
         for model_id in self.models:
             workers = self.registry.for_model(model_id)
-            healthy = [worker for worker in workers if worker.health is HealthState.HEALTHY]
+            healthy = [worker for worker in workers if worker.serves(now)]
             warming = [worker.id for worker in healthy if self.index.warming(worker)]
             if warming:
                 reasons.append(f"model {model_id!r} is warming up: the KV events of {warming} are being replayed")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from sgl_router.workers import HealthState
-
 if TYPE_CHECKING:
     from sgl_router.kv_events import RankStatus
-    from sgl_router.workers import Worker
+    from sgl_router.workers import Target, Worker
 
     from .services import Services
 
@@ -26,10 +24,10 @@ def readiness_view(services: Services) -> tuple[int, dict[str, Any]]:
 
 def models_view(services: Services) -> dict[str, Any]:
     """OpenAI's list, of the configured models that some healthy worker serves."""
-    created = int(services.started_at)
+    created, now = int(services.started_at), time.monotonic()
     data = []
     for model in services.models.values():
-        if any(worker.health is HealthState.HEALTHY for worker in services.registry.for_model(model.id)):
+        if any(worker.serves(now) for worker in services.registry.for_model(model.id)):
             entry = {"id": model.id, "object": "model", "created": created, "owned_by": "sglang", "root": model.id}
             if model.tokenizer.max_model_len is not None:
                 entry["max_model_len"] = model.tokenizer.max_model_len
@@ -56,7 +54,7 @@ def workers_view(services: Services) -> dict[str, Any]:
 
 def _worker(services: Services, worker: Worker) -> dict[str, Any]:
     streams = {status.dp_rank: status for status in services.index.status(worker)}
-    breaker = worker.breaker
+    breaker, now = worker.breaker, time.monotonic()
     return {
         "id": worker.id,
         "url": worker.url,
@@ -68,8 +66,9 @@ def _worker(services: Services, worker: Worker) -> dict[str, Any]:
         "breaker": {
             "state": breaker.state.value,
             "failures": breaker.failures,
-            "would_allow": breaker.would_allow(time.monotonic()),
+            "would_allow": breaker.would_allow(now),
         },
+        "busy": worker.busy(now),
         "inflight": sum(target.inflight for target in worker.targets),
         "requests": dict(worker.stats.requests),
         "dp_size": worker.dp_size,
@@ -81,6 +80,7 @@ def _worker(services: Services, worker: Worker) -> dict[str, Any]:
                 "processed": target.processed,
                 "prefill_tokens": target.prefill_tokens,
                 "decode_blocks": target.decode_blocks,
+                "backed_off_secs": _backed_off_secs(target, now),
                 "stream": _stream(streams.get(target.dp_rank)),
                 "blocks": streams[target.dp_rank].blocks if target.dp_rank in streams else {},
                 "expected_blocks": streams[target.dp_rank].expected_blocks if target.dp_rank in streams else 0,
@@ -88,6 +88,12 @@ def _worker(services: Services, worker: Worker) -> dict[str, Any]:
             for target in worker.targets
         ],
     }
+
+
+def _backed_off_secs(target: Target, now: float) -> float | None:
+    """Until a probe may be sent, 0 while it is one request at a time; None while requests are sent as ever."""
+    ends = [one.until for one in (target.worker.refusals, target.refusals) if one.until is not None]
+    return round(max(max(ends) - now, 0.0), 3) if ends else None
 
 
 def _stream(status: RankStatus | None) -> dict[str, Any] | None:

@@ -92,6 +92,11 @@ class Permit:
         self._epoch = epoch
         self.settled = False
 
+    @property
+    def probes(self) -> bool:
+        """Whether this is the request on which a half-open circuit depends."""
+        return self._breaker.state is BreakerState.HALF_OPEN and self._epoch == self._breaker.transitions
+
     def success(self, now: float) -> None:
         """The worker did its part."""
         if not self.settled:
@@ -111,7 +116,7 @@ class Permit:
             self._breaker._failed(self._epoch, now)
 
     def release(self, now: float) -> None:
-        """Neither: back-pressure, or the client went away. A probe slot is given back."""
+        """Neither: back-pressure, a 4xx, or the client went away. A probe slot is given back."""
         if not self.settled:
             self.settled = True
             self._breaker._released(self._epoch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import structlog
@@ -78,14 +78,35 @@ class WorkerRegistry:
         """Every registered worker of a model, whatever its health and mode."""
         return self._by_model.get(model_id, ())
 
-    def candidates(self, model_id: str, now: float, mode: WorkerMode = WorkerMode.PLAIN) -> list[Target]:
-        """The targets a request may go to: right model and mode, healthy, breaker willing."""
+    def candidates(
+        self,
+        model_id: str,
+        now: float,
+        mode: WorkerMode = WorkerMode.PLAIN,
+        without: Collection[Worker] = (),
+    ) -> list[Target]:
+        """The targets a request may go to: right model and mode, breaker willing, and the best of these classes that
+        is not empty: healthy and not backed off; healthy; busy (see `Worker.busy`). None of the workers `without`.
+        """
         healthy, closed = HealthState.HEALTHY, BreakerState.CLOSED
         targets: list[Target] = []
-        for worker in self._by_model_and_mode.get((model_id, mode), ()):
-            if worker.health is healthy:
+        backed_off: list[Worker] = []
+        workers = self._by_model_and_mode.get((model_id, mode), ())
+        for worker in workers:
+            if worker.health is healthy and worker not in without:
                 breaker = worker.breaker
                 if breaker.state is closed or breaker.would_allow(now):
+                    if worker.backed_off:
+                        backed_off.append(worker)
+                    else:
+                        targets += worker.targets
+        if backed_off:
+            targets += [
+                target for worker in backed_off for target in worker.targets if worker.willing(target, now)
+            ] or ([] if targets else [target for worker in backed_off for target in worker.targets])
+        if not targets:
+            for worker in workers:
+                if worker.busy(now) and worker not in without and worker.breaker.would_allow(now):
                     targets += worker.targets
         return targets
 

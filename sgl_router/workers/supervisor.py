@@ -13,6 +13,7 @@ import aiohttp
 import structlog
 
 from sgl_router.discovery.base import WorkerMode
+from sgl_router.workers.backed_off_lines import BackedOffLines
 from sgl_router.workers.backoff import Backoff, worth_logging
 from sgl_router.workers.breaker import BreakerState, CircuitBreaker
 from sgl_router.workers.fault import WorkerFault
@@ -29,6 +30,8 @@ log = structlog.get_logger(__name__)
 _INTERVAL_JITTER = 0.1
 _MAX_STARTING_PAUSE_SECS = 1.0
 _REMEMBERED_STARTS = 16
+# How long a worker that has stopped to answer probes counts as busy, where no other is left.
+_BUSY_SECS = 60.0
 
 
 class ModelBinding(NamedTuple):
@@ -96,7 +99,8 @@ class WorkerSupervisor:
         self._api_key = api_key
         self._mode_hint = mode_hint
         self._rng = rng
-        self._since = clock()
+        self._clock = clock
+        self._since = self._alive_at = clock()
         self._attempts = 0
         self._last_error: IntrospectionError | None = None
         self._retry = Backoff(settings.retry_initial_secs, settings.retry_max_secs, rng)
@@ -106,6 +110,7 @@ class WorkerSupervisor:
         self._probes_since_check = 0
         self._failed_probes = 0
         self._failed_checks = 0
+        self._excused_probes = 0
         self._starts: list[float | str] = []
         self._several_servers = False
         self._stopping = False
@@ -197,12 +202,22 @@ class WorkerSupervisor:
 
     async def _look_once(self) -> None:
         result = await self._probe.check()
-        if self._stopping or self.worker is None:
+        worker = self.worker
+        if self._stopping or worker is None:
             return
+        heard, worker.heard = worker.heard, False
+        if heard:
+            self._alive_at = self._clock()
         if result.fault is not None:
-            self._probe_failed(result)
+            # No answer in time says that the worker is busy or dead; a good byte since the last probe, which of them.
+            # A connection that is refused, or an answer that is no 200, needs no second opinion.
+            if heard and result.fault is WorkerFault.TIMED_OUT:
+                self._probe_excused(result)
+            else:
+                self._probe_failed(result)
             return
-        self._failed_probes = 0
+        self._alive_at = self._clock()
+        self._failed_probes = self._excused_probes = 0
         self._probes_since_check += 1
         if self._suspect or self._probes_since_check >= self._settings.reintrospect_every:
             same = await self._still_the_same(result.ready)
@@ -213,11 +228,29 @@ class WorkerSupervisor:
         else:
             self._set_health(self._tracker.observe(True))
 
+    def _probe_excused(self, result: ProbeResult) -> None:
+        self._failed_probes = 0
+        self._excused_probes += 1
+        if worth_logging(self._excused_probes):
+            log.info(
+                "health probe had no answer, but responses go on: the worker is busy",
+                worker=self.id,
+                url=self.url,
+                reason=result.detail,
+                probes=self._excused_probes,
+            )
+        self._set_health(self._tracker.observe(True))
+
     def _probe_failed(self, result: ProbeResult) -> None:
-        if result.fault is WorkerFault.NOT_READY and self.worker and self.worker.health is HealthState.STARTING:
+        worker = self.worker
+        if worker is None:
+            return
+        if result.fault is WorkerFault.NOT_READY and worker.health is HealthState.STARTING:
             return  # warming up for as long as it takes
         self._suspect = True
         self._failed_probes += 1
+        stalled = result.fault is WorkerFault.TIMED_OUT
+        worker.busy_until = self._alive_at + _BUSY_SECS if stalled else float("-inf")
         if worth_logging(self._failed_probes) and result.fault is not None:
             log.info(
                 "health probe failed",
@@ -302,6 +335,7 @@ class WorkerSupervisor:
         self._probes_since_check = 0
         self._attempts = 0
         self._last_error = None
+        self._alive_at = self._clock()
         log.info(
             "worker registered",
             worker=worker.id,
@@ -316,6 +350,7 @@ class WorkerSupervisor:
             health=health.value,
         )
         breaker.moved = lambda state: self._circuit(worker, state)
+        worker.moved = BackedOffLines(worker, self._clock)
         if unlike is not None:
             log.warning(
                 "worker serves a model that is not configured, no request will reach it:"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING
 
 from sgl_router.discovery.base import WorkerMode
 from sgl_router.workers.breaker import CircuitBreaker
 from sgl_router.workers.info import WorkerInfo
+from sgl_router.workers.refusals import Refusals
 
 if TYPE_CHECKING:
     from sgl_router.workers.forecast import Forecast
@@ -49,6 +51,7 @@ class Target:
         "last_selected",
         "prefill_tokens",
         "processed",
+        "refusals",
         "worker",
     )
 
@@ -61,6 +64,7 @@ class Target:
         self.prefill_tokens = 0
         self.decode_blocks = 0
         self.forecast: Forecast | None = None
+        self.refusals = Refusals(lambda backed_off: worker._moved(self, backed_off))
 
     def __repr__(self) -> str:
         return f"Target({self.worker.id}#{self.worker.generation} rank {self.dp_rank})"
@@ -74,14 +78,20 @@ class Worker:
 
     __slots__ = (
         "__weakref__",
+        "backed_off",
         "breaker",
+        "busy_until",
+        "client_errors",
         "dp_size",
         "generation",
         "health",
+        "heard",
         "id",
         "info",
         "mode",
         "model_id",
+        "moved",
+        "refusals",
         "removed",
         "stats",
         "targets",
@@ -108,8 +118,35 @@ class Worker:
         self.health = health
         self.breaker = CircuitBreaker() if breaker is None else breaker
         self.stats = WorkerStats()
+        self.refusals = Refusals(lambda backed_off: self._moved(None, backed_off))
+        """What it alone refuses among its peers; what a rank's queue refuses is with its target."""
+        self.backed_off = 0
+        """How many of these, its own and its targets', are not free: 0 for nearly all workers, nearly always."""
+        self.moved: Callable[[Target | None, bool], None] = lambda target, backed_off: None
+        """Called when a target, or all of the worker (None), is backed off (True) or free again. Must not raise."""
+        self.client_errors = 0
+        self.heard = False
+        """Set by each good byte of a response; taken back by whoever probes the worker's health."""
+        self.busy_until = float("-inf")
+        """Until when an unhealthy worker counts as busy rather than dead, monotonic seconds."""
         self.targets = tuple(Target(self, rank) for rank in range(info.dp_size))
         self.removed = False
+
+    def serves(self, now: float) -> bool:
+        """Whether it may be sent requests, as far as its health goes: healthy, or busy."""
+        return self.health is HealthState.HEALTHY or self.busy(now)
+
+    def busy(self, now: float) -> bool:
+        """Unhealthy because it is slow to answer probes, but alive not long ago: better than no worker."""
+        return self.health is HealthState.UNHEALTHY and now < self.busy_until
+
+    def willing(self, target: Target, now: float) -> bool:
+        """Whether the target is not backed off."""
+        return not self.backed_off or (self.refusals.willing(now) and target.refusals.willing(now))
+
+    def _moved(self, target: Target | None, backed_off: bool) -> None:
+        self.backed_off += 1 if backed_off else -1
+        self.moved(target, backed_off)
 
     def __repr__(self) -> str:
         return f"Worker({self.id}#{self.generation} {self.model_id} {self.mode.value} {self.health.value})"

@@ -111,8 +111,8 @@ async def test_a_stream_that_dies_ends_with_an_error_event(rig) -> None:
 async def test_streams_that_always_die_open_the_breaker(rig) -> None:
     fleet = await rig(models=[model(threshold=2)])
     fleet.workers[0].faults.reset(after_chunks=2)
-    for _ in range(2):
-        await fleet.ask(stream=True, max_tokens=20)
+    for content in ("one", "another"):
+        await fleet.ask(content, stream=True, max_tokens=20)
     assert fleet.worker(0).breaker.state is BreakerState.OPEN
 
 
