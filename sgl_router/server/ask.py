@@ -6,11 +6,12 @@ import re
 from typing import TYPE_CHECKING
 
 from sgl_router.config import PolicyName
+from sgl_router.errors import BadRequest
 from sgl_router.kv_events import DEFAULT_NAMESPACE, Namespace
 from sgl_router.policies import Unmatched
 from sgl_router.routing import Ask
 from sgl_router.routing.conduct import UNRENDERABLE
-from sgl_router.tokenization import Unrenderable
+from sgl_router.tokenization import InvalidTokenIds, Unrenderable
 
 from .body import parse_chat
 
@@ -34,13 +35,18 @@ _MAX_NAME = 4_096
 
 
 async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers: Headers, request_id: str) -> Ask:
-    """Render and tokenize. Never raises for a chat that cannot be rendered: that is a fact too."""
+    """Render and tokenize. A chat that cannot be rendered is no error: that is a fact too. Raises BadRequest for token
+    ids that are none of the model's."""
     ask = Ask(model.id, request_id)
-    if not model.policy.needs_prompt:
-        ask.unmatched = Unmatched.NOT_ASKED
-        return ask
     try:
+        if not model.policy.needs_prompt:
+            ask.unmatched = Unmatched.NOT_ASKED
+            if "input_ids" in chat:
+                await model.tokenizer.check_ids(chat)
+            return ask
         ask.prompt = await model.tokenizer.prompt(chat)
+    except InvalidTokenIds as error:
+        raise BadRequest(error.message, error.param) from None
     except Unrenderable as error:
         ask.unmatched = Unmatched(error.reason.value)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sgl_router.tokenization.encoders import TokenIds
 from sgl_router.tokenization.endpoints import detokenize_request, tokenize_request
 from sgl_router.tokenization.errors import (
+    InvalidTokenIds,
     TokenizeBadRequest,
     TokenizerLoadError,
     Unrenderable,
@@ -13,6 +14,7 @@ from sgl_router.tokenization.errors import (
 from sgl_router.tokenization.tokenizer import ModelTokenizer, RenderedPrompt
 
 __all__ = [
+    "InvalidTokenIds",
     "ModelTokenizer",
     "RenderedPrompt",
     "TokenIds",

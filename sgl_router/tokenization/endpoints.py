@@ -97,9 +97,12 @@ def _encode(tokenizer: ModelTokenizer, text: Any, add_special_tokens: bool, path
 def _decode(tokenizer: ModelTokenizer, ids: Any, skip_special_tokens: bool, path: str) -> str:
     if not isinstance(ids, list):
         raise TokenizeBadRequest("must hold either token ids or arrays of them, not both", path)
+    size = tokenizer.vocab_size
     for i, item in enumerate(ids):
         if isinstance(item, bool) or not isinstance(item, int) or item < 0:
             raise TokenizeBadRequest("must be a non-negative integer", f"{path}[{i}]")
+        if item >= size:
+            raise TokenizeBadRequest(f"is no token id of this model; expected 0 to {size - 1}", f"{path}[{i}]")
     try:
         return tokenizer.decode(ids, skip_special_tokens)
     except (OverflowError, TypeError, ValueError, KeyError, IndexError) as error:

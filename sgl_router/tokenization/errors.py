@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["TokenizeBadRequest", "TokenizerLoadError", "Unrenderable", "UnrenderableReason", "invalid"]
+__all__ = [
+    "InvalidTokenIds",
+    "TokenizeBadRequest",
+    "TokenizerLoadError",
+    "Unrenderable",
+    "UnrenderableReason",
+    "invalid",
+]
 
 
 class UnrenderableReason(str, Enum):
@@ -28,6 +35,16 @@ class Unrenderable(Exception):
         self.reason = reason
         self.message = message
         self.param = param
+
+
+class InvalidTokenIds(Unrenderable):
+    """Ids sent by a client that are none of the model's: some engines do not survive them, so no worker may see them.
+
+    `message` begins with `param`.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(UnrenderableReason.INVALID_MESSAGES, f"{path}: {problem}", path)
 
 
 class TokenizerLoadError(Exception):

@@ -52,6 +52,8 @@ class ModelFacts:
     # The engine loads a multimodal processor by default for this model.
     multimodal: bool
     context_length: int | None
+    # The engine's bound of token ids: what its embedding has rows for.
+    vocab_size: int | None = None
 
 
 # Model paths whose chats the engine renders with a built-in conversation template, by name ...
@@ -135,6 +137,7 @@ def model_facts(
         or (None if given_template else _conversation(name, model_type)),
         multimodal=_is_multimodal(architecture, config),
         context_length=_context_length(config),
+        vocab_size=_vocab_size(config),
     )
 
 
@@ -176,3 +179,13 @@ def _context_length(config: Mapping[str, Any]) -> int | None:
             if isinstance(length, int) and not isinstance(length, bool) and length > 0:
                 return length
     return None
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int | None:
+    """The largest that is named: which of the sub-configs is the text model's is the engine's affair."""
+    sizes = [
+        source.get("vocab_size")
+        for source in (config, *(config.get(key) for key in _SUB_CONFIGS))
+        if isinstance(source, Mapping)
+    ]
+    return max((size for size in sizes if isinstance(size, int) and not isinstance(size, bool)), default=0) or None

@@ -14,10 +14,10 @@ import structlog
 from sgl_router.prompt import Prompt
 from sgl_router.tokenization.body_size import exceeds
 from sgl_router.tokenization.chat_request import ChatCall, Endpoint, TemplateTraits, parse_chat
+from sgl_router.tokenization.client_ids import client_ids
 from sgl_router.tokenization.cut_points import conversation_cut
 from sgl_router.tokenization.encoders import Encoder, ReferenceEncoder, TokenIds, choose_encoder
 from sgl_router.tokenization.errors import TokenizerLoadError, Unrenderable, UnrenderableReason, invalid
-from sgl_router.tokenization.fields import as_int
 from sgl_router.tokenization.loading import TemplateSource, load_hf_tokenizer, load_template_source
 from sgl_router.tokenization.messages import ContentFormat
 from sgl_router.tokenization.model_files import ModelFacts, model_facts, uses_mistral_common
@@ -41,7 +41,8 @@ _THREADS = 2
 DEFAULT_CACHE_BYTES = 64 << 20
 # Beyond this a model_max_length is transformers' way to say that nobody set one.
 _LARGEST_SENSIBLE_LENGTH = 1 << 32
-_MAX_TOKEN_ID = (1 << 32) - 1
+# Embeddings are padded, and where no config.json tells how far, no id may be refused that an engine would take.
+_PADDED_AT_MOST = 2
 
 _PROBE = [{"role": "user", "content": "Hello there"}]
 
@@ -88,6 +89,7 @@ class ModelTokenizer:
         # even a text-only chat is decoded and encoded again, and gains a second BOS.
         self._encodes_twice = facts.multimodal and self._adds_specials
         self._bos_token_id: int | None = getattr(tokenizer, "bos_token_id", None)
+        self._vocab_size: int | None = None
         self._prompts = self._chat_prompts(conversation_cache_bytes) if conversation_cache_bytes else None
 
     @classmethod
@@ -172,6 +174,28 @@ class ModelTokenizer:
         if isinstance(own, int) and 0 < own <= _LARGEST_SENSIBLE_LENGTH:
             return own
         return self._facts.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """The least number that is no token id: the model config's, which engines go by, else the tokenizer's size
+        with room for padding."""
+        if self._vocab_size is None:
+            try:
+                self._vocab_size = self._facts.vocab_size or _PADDED_AT_MOST * len(self._tokenizer)
+            except TypeError:
+                self._vocab_size = 1 << 32  # a tokenizer that does not tell: what a token id has room for
+        return self._vocab_size
+
+    async def check_ids(self, body: Mapping[str, Any]) -> None:
+        """Raises InvalidTokenIds where a chat body brings ids that are none of the model's, as all that makes a prompt
+        of it does."""
+        raw = body.get("input_ids")
+        if raw is None:
+            return
+        if exceeds([raw], nodes=_INLINE_BODY_NODES, chars=_INLINE_BODY_CHARS):
+            await self.offload(lambda: client_ids(raw, "input_ids", self.vocab_size))
+        else:
+            client_ids(raw, "input_ids", self.vocab_size)
 
     async def prompt(self, body: Mapping[str, Any]) -> Prompt:
         """The prompt of a chat body: the ids of `encode_chat`, at the cost of what is new in them. Raises Unrenderable.
@@ -301,7 +325,7 @@ class ModelTokenizer:
     def _render(self, body: Mapping[str, Any], endpoint: Endpoint, parsed: ChatCall | None = None) -> RenderedPrompt:
         call = self._parse(body, endpoint) if parsed is None else parsed
         if call is None:
-            return RenderedPrompt("", False, token_ids=_client_ids(body["input_ids"]))
+            return RenderedPrompt("", False, token_ids=client_ids(body["input_ids"], "input_ids", self.vocab_size))
         template = self._usable_template()
 
         def rendered(tools: list[dict[str, Any]] | None) -> str:
@@ -371,12 +395,3 @@ def _probe_texts(template: ChatTemplate | None) -> tuple[str, ...]:
 
 def _template_error(error: Exception) -> Unrenderable:
     return Unrenderable(UnrenderableReason.TEMPLATE_ERROR, f"chat template: {str(error) or type(error).__name__}")
-
-
-def _client_ids(raw: Any) -> TokenIds:
-    if not isinstance(raw, list):
-        raise invalid("input_ids", "must be an array of integers")
-    ids = [item if type(item) is int else as_int(item, f"input_ids[{i}]") for i, item in enumerate(raw)]
-    if ids and not (min(ids) >= 0 and max(ids) <= _MAX_TOKEN_ID):
-        raise invalid("input_ids", "must be token ids")
-    return np.array(ids, dtype=np.uint32)

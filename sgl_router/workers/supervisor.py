@@ -223,7 +223,7 @@ class WorkerSupervisor:
             same = await self._still_the_same(result.ready)
             if self._stopping or not same:
                 return
-        if self.worker.health is HealthState.STARTING and result.ready:
+        if worker.health is HealthState.STARTING and result.ready:
             self._set_health(self._tracker.trust())
         else:
             self._set_health(self._tracker.observe(True))

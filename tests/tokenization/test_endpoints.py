@@ -116,7 +116,9 @@ async def test_detokenize(golden: ModelTokenizer, hf: Any) -> None:
         ({"tokens": [1, [2]]}, "tokens[1]"),
         ({"tokens": [[1], 2]}, "tokens[1]"),
         ({"tokens": [[1, "x"]]}, "tokens[0][1]"),
-        ({"tokens": [1 << 40]}, "tokens"),
+        ({"tokens": [1 << 40]}, "tokens[0]"),
+        ({"tokens": [1, 4_000_000_000]}, "tokens[1]"),
+        ({"tokens": [[1], [2, 4_000_000_000]]}, "tokens[1][1]"),
         ({"tokens": [1], "skip_special_tokens": "maybe"}, "skip_special_tokens"),
     ],
 )

@@ -125,3 +125,18 @@ def test_hub_files_come_from_the_cache(tmp_path: Path, monkeypatch: pytest.Monke
     files = ModelFiles("org/model", None)
     assert files.read_json("config.json") == {"a": 1}
     assert files.find("chat_template.json") is None
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ({}, None),
+        ({"vocab_size": 151_936}, 151_936),
+        ({"text_config": {"vocab_size": 262_208}}, 262_208),
+        ({"vocab_size": 10, "llm_config": {"vocab_size": 20}}, 20),
+        ({"vocab_size": True}, None),
+        ({"vocab_size": "many", "text_config": "none"}, None),
+    ],
+)
+def test_the_vocabulary_is_as_large_as_the_config_says(config: dict[str, object], size: int | None) -> None:
+    assert model_facts("m", config, own_template=True).vocab_size == size

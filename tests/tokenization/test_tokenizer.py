@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sgl_router.tokenization import ModelTokenizer, RenderedPrompt, Unrenderable, UnrenderableReason
+from sgl_router.tokenization import (
+    InvalidTokenIds,
+    ModelTokenizer,
+    RenderedPrompt,
+    Unrenderable,
+    UnrenderableReason,
+)
 from sgl_router.tokenization.encoders import HfEncoder, TokenIds
 from sgl_router.tokenization.model_files import ModelFacts
 
@@ -99,19 +105,59 @@ async def test_multimodal_models_with_a_bos_encode_their_own_decoding_again(buil
     assert (await tokenizer.encode_chat_for_tokenize(HELLO)).tolist() == ids[1:]
 
 
-async def test_input_ids_stand_in_for_the_rendered_messages(build: Build) -> None:
+async def test_input_ids_stand_in_for_the_rendered_messages(build: Build, hf: Any) -> None:
     tokenizer = build(None)
-    ids = await tokenizer.encode_chat({**HELLO, "input_ids": [5, 6, 4294967295]})
-    assert ids.tolist() == [5, 6, 4294967295]
+    last = len(hf) - 1
+    ids = await tokenizer.encode_chat({**HELLO, "input_ids": [5, 6, last, 7.0, "8"]})
+    assert ids.tolist() == [5, 6, last, 7, 8]
     assert ids.dtype == np.uint32
     assert (await tokenizer.encode_chat_for_tokenize({**HELLO, "input_ids": [5]})).tolist() == [5]
 
 
-@pytest.mark.parametrize("bad", ["5", [1, None], [-1], [1 << 32], {"a": 1}])
-async def test_input_ids_that_are_no_ids_are_refused(golden: ModelTokenizer, bad: Any) -> None:
-    with pytest.raises(Unrenderable, match="input_ids") as caught:
-        await golden.encode_chat({**HELLO, "input_ids": bad})
-    assert caught.value.reason is UnrenderableReason.INVALID_MESSAGES
+@pytest.mark.parametrize(
+    ("bad", "param"),
+    [
+        ("5", "input_ids"),
+        ({"a": 1}, "input_ids"),
+        ([1, None], "input_ids[1]"),
+        ([1, True], "input_ids[1]"),
+        ([1.5], "input_ids[0]"),
+        ([[1]], "input_ids[0]"),
+        ([3, -1], "input_ids[1]"),
+        ([4_000_000_000], "input_ids[0]"),
+        ([1 << 32], "input_ids[0]"),
+        ([0, 10**400], "input_ids[1]"),
+    ],
+)
+async def test_input_ids_that_are_no_ids_are_refused(golden: ModelTokenizer, bad: Any, param: str) -> None:
+    body = {**HELLO, "input_ids": bad}
+    for take in (golden.encode_chat, golden.prompt, golden.check_ids):
+        with pytest.raises(InvalidTokenIds) as caught:
+            await take(body)
+        assert caught.value.reason is UnrenderableReason.INVALID_MESSAGES
+        assert caught.value.param == param
+        assert len(caught.value.message) < 200
+
+
+@pytest.mark.parametrize(("stated", "bound"), [(40_000, 40_000), (None, None)])
+async def test_the_bound_of_ids_is_the_models_own(build: Build, hf: Any, stated: int | None, bound: int | None) -> None:
+    """Of a model whose config is not there, embeddings may be padded: what an engine takes is not refused."""
+    facts = ModelFacts(code_encoder=None, multimodal=False, context_length=None, vocab_size=stated)
+    tokenizer = build(CHATML, facts=facts)
+    size = bound or 2 * len(hf)
+    assert tokenizer.vocab_size == size
+    await tokenizer.check_ids({**HELLO, "input_ids": [0, size - 1]})
+    with pytest.raises(InvalidTokenIds, match=f"expected 0 to {size - 1}"):
+        await tokenizer.check_ids({**HELLO, "input_ids": [size]})
+
+
+async def test_many_ids_are_checked_off_the_event_loop(build: Build, executor: Any) -> None:
+    tokenizer = build(None, executor=executor)
+    await tokenizer.check_ids({**HELLO, "input_ids": [1] * 10})
+    assert executor.submitted == 0
+    with pytest.raises(InvalidTokenIds):
+        await tokenizer.check_ids({**HELLO, "input_ids": [1] * 1000 + [-1]})
+    assert executor.submitted == 1
 
 
 async def test_no_template_is_a_reason_of_its_own(build: Build) -> None:
