@@ -13,6 +13,7 @@ __all__ = [
     "MethodNotAllowed",
     "ModelNotFound",
     "NoHealthyWorkers",
+    "Overloaded",
     "QueueFull",
     "QueueTimeout",
     "RouteNotFound",
@@ -44,6 +45,7 @@ class ErrorCode(str, Enum):
     ROUTING_AWAY = "routing_away"
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
+    OVERLOADED = "overloaded"
     INTERNAL_ERROR = "internal_error"
 
 
@@ -125,6 +127,16 @@ class QueueTimeout(RouterError):
     code, status = ErrorCode.QUEUE_TIMEOUT, 503
 
     def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Overloaded(RouterError):
+    """The router itself lacks what the request needs: descriptors, ports or memory."""
+
+    code, status = ErrorCode.OVERLOADED, 503
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
