@@ -110,6 +110,7 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     host: ListenHost = "127.0.0.1"
     port: ListenPort = 30000
     max_body_bytes: Bytes = 33554432
+    max_buffered_bytes: Bytes | None = None
     shutdown_drain_secs: SecsOrZero = 5.0
     shutdown_grace_secs: SecsOrZero = 60.0
     http_front: HttpFront = "native"

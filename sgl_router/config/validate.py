@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.config.errors import FieldError, child, mismatch, missing
-from sgl_router.config.schema import CacheAwareConfig, Config, KvCostConfig, PolicyName
+from sgl_router.config.schema import CacheAwareConfig, Config, KvCostConfig, PolicyName, ServerConfig
 from sgl_router.config.walk import INVALID
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z")
@@ -26,6 +26,8 @@ def check_rules(tree: dict[str, Any], base_dir: Path, env: Mapping[str, str]) ->
         if isinstance(model, dict):
             errors += _model_files(model, child("models", index), base_dir)
             errors += _queue(model, child("models", index))
+    if isinstance(tree.get("server"), dict):
+        errors += _server(tree["server"])
     discovery = tree.get("discovery")
     if isinstance(discovery, dict):
         errors += _discovery(discovery, base_dir, env)
@@ -74,6 +76,17 @@ def warnings_of(config: Config) -> list[str]:
         name = "k8s" if discovery.backend == "static_urls" else "static_urls"
         found.append(f"discovery.{name}: ignored, discovery.backend is {discovery.backend}")
     return found
+
+
+def _server(server: dict[str, Any]) -> Iterator[FieldError]:
+    """Each process must be able to hold one body."""
+    usual = ServerConfig()
+    given = server.get("max_buffered_bytes")
+    body, processes = server.get("max_body_bytes", usual.max_body_bytes), server.get("processes", usual.processes)
+    if isinstance(given, int) and isinstance(body, int) and isinstance(processes, int) and given < body * processes:
+        each = f" for each of the {processes} processes" if processes > 1 else ""
+        expected = f"at least {body * processes}: one body of server.max_body_bytes{each}"
+        yield mismatch("server.max_buffered_bytes", given, expected)
 
 
 def _list(value: object) -> list[Any]:

@@ -26,7 +26,9 @@ def k8s(**changes: Any) -> dict[str, Any]:
 
 
 SECTIONS = "server, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
-KEYS_OF_SERVER = "host, port, max_body_bytes, shutdown_drain_secs, shutdown_grace_secs, http_front, processes"
+KEYS_OF_SERVER = (
+    "host, port, max_body_bytes, max_buffered_bytes, shutdown_drain_secs, shutdown_grace_secs, http_front, processes"
+)
 PROBLEMS = [
     # unknown keys
     (
@@ -69,6 +71,15 @@ PROBLEMS = [
     (
         {"server": {"port": None}},
         "server.port: expected a port from 1 to 65535, or 0 for any free port, got null (leave the key out for 30000)",
+    ),
+    (
+        {"server": {"max_buffered_bytes": 33554431}},
+        "server.max_buffered_bytes: expected at least 33554432: one body of server.max_body_bytes, got 33554431",
+    ),
+    (
+        {"server": {"max_buffered_bytes": 1 << 20, "max_body_bytes": 1 << 20, "processes": 2}},
+        "server.max_buffered_bytes: expected at least 2097152: one body of server.max_body_bytes for each of the 2"
+        " processes, got 1048576",
     ),
     (
         {"server": {"max_body_bytes": 1023}},
