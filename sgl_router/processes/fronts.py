@@ -16,6 +16,7 @@ from sgl_router.proxy import Headers
 from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.envelope import error_response
 from sgl_router.server.http.front import NativeFront
+from sgl_router.server.http.paced import Paced
 
 from .fallback import AWAY
 from .splice import Splice
@@ -60,9 +61,10 @@ class AdminFront:
 
     async def start(self, listener: socket.socket, backlog: int = 128) -> None:
         await self._runner.setup()
-        assert self._runner.server is not None
+        server = self._runner.server
+        assert server is not None
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self._runner.server, sock=listener, backlog=backlog)
+        self._server = await loop.create_unix_server(lambda: Paced(server()), sock=listener, backlog=backlog)
 
     async def stop_listening(self) -> None:
         if self._server is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from .exchange import (
 )
 from .http.faults import HttpFault, HttpRefused
 from .inbound import Inbound, request_id
+from .memory import BodyBudget, body_budget
 from .routes import DATA_ROUTES, Routes, Serve
 from .snapshots import SNAPSHOT_PATH, snapshot_route
 from .views import models_view, readiness_view, workers_view
@@ -42,6 +44,7 @@ __all__ = ["AiohttpFront", "make_runner"]
 
 # aiohttp warns about plain string keys from the version on that has RequestKey.
 _ID: Any = web.RequestKey("request_id", str) if hasattr(web, "RequestKey") else "request_id"
+_ABSOLUTE = re.compile(r"(?i:https?)://[^/?#]*(/.*)", re.DOTALL)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -74,8 +77,9 @@ def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunn
         middlewares=[_observe(Exchanges(services), routes)],
     )
     app.on_response_prepare.append(_sign)
+    bodies = body_budget(services.config.server) if routes else BodyBudget(0)
     for path, serve in routes.items():
-        app.router.add_post(path, _data_route(services, serve))
+        app.router.add_post(path, _data_route(services, serve, bodies))
     app.router.add_get("/v1/models", _view(lambda: (200, models_view(services))))
     app.router.add_get("/healthz", _view(lambda: (200, {"status": "ok"})))
     app.router.add_get("/readyz", _view(lambda: readiness_view(services)))
@@ -192,17 +196,23 @@ class _Patience:
         self._next.cancel()
 
 
-def _data_route(services: Services, serve: Serve) -> _Handler:
+def _data_route(services: Services, serve: Serve, bodies: BodyBudget) -> _Handler:
+    limit = services.config.server.max_body_bytes
+
     async def handle(request: web.Request) -> web.StreamResponse:
         headers: Headers = list(request.raw_headers)
         out = _AiohttpOutbound(request, request[_ID], services)
-        body = await _read_body(request, services.config.server.max_body_bytes)
-        forwarded = header_lines(forward_headers(headers))
-        inbound = Inbound(request.method, request.path, headers, forwarded, body, request[_ID])
+        size = min(limit if request.content_length is None else request.content_length, limit)
+        bodies.take(size, size)
         try:
+            body = await _read_body(request, limit)
+            forwarded = header_lines(forward_headers(headers))
+            inbound = Inbound(request.method, request.path, headers, forwarded, body, request[_ID])
             await serve(services, inbound, out)
         except ClientGone:
             pass  # recorded by the handler; aiohttp finds the connection closed on its own
+        finally:
+            bodies.give(size)
         if out.response is not None:
             return out.response
         return web.Response(status=499)  # never seen: the client left before an answer began
@@ -287,6 +297,8 @@ def _observe(exchanges: Exchanges, routes: Routes) -> Any:
 async def _answer(exchanges: Exchanges, request: web.Request, handler: _Handler, name: str) -> web.StreamResponse:
     allow = ""
     try:
+        _check_spelling(request)
+        _check_singletons(request)
         return await handler(request)
     except RouterError as raised:
         error = raised
@@ -302,6 +314,31 @@ async def _answer(exchanges: Exchanges, request: web.Request, handler: _Handler,
     if isinstance(error, (BodyTooLarge, HttpRefused)):
         response.force_close()  # the rest of the body is not going to be read
     return response
+
+
+def _check_spelling(request: web.Request) -> None:
+    """Each route has one spelling; a proxy in front that keeps clients from `/internal` must not be got around by
+    another one that aiohttp decodes to it. What follows `/v1/` may also come in absolute form. Raises RouteNotFound."""
+    path = request.raw_path.partition("?")[0]
+    absolute = _ABSOLUTE.match(path)
+    if absolute is not None and absolute[1].startswith("/v1/"):
+        path = absolute[1]
+    resource = request.match_info.route.resource
+    if resource is not None and "{" in resource.canonical:
+        right = path.startswith(resource.canonical.partition("{")[0])
+    else:
+        right = path == request.path
+    if not right:
+        raise RouteNotFound(f"there is no {path[:200]!r} here")
+
+
+def _check_singletons(request: web.Request) -> None:
+    """As the native front reads a head. Raises HttpRefused."""
+    names = [name.lower() for name, _ in request.raw_headers]
+    if names.count(b"authorization") > 1:
+        raise HttpRefused(HttpFault.AUTHORIZATION_TWICE)
+    if names.count(b"content-type") > 1:
+        raise HttpRefused(HttpFault.CONTENT_TYPE_TWICE)
 
 
 def _translate(request: web.Request, raised: web.HTTPException) -> RouterError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
+from collections.abc import Callable
 
 import msgspec
 
@@ -15,7 +16,7 @@ __all__ = ["Inbound", "request_id"]
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
-class Inbound(msgspec.Struct, frozen=True):
+class Inbound(msgspec.Struct):
     """Whole body, raw header pairs in the order received; `forwarded`: of them, what a worker is to see, as lines."""
 
     method: str
@@ -24,6 +25,13 @@ class Inbound(msgspec.Struct, frozen=True):
     forwarded: bytes
     body: bytes
     request_id: str
+    on_sent: Callable[[], None] | None = None
+
+    def sent(self) -> None:
+        """The body is not needed any more: a response to it has begun, and may take minutes. To be called once."""
+        self.body = b""
+        if self.on_sent is not None:
+            self.on_sent()
 
 
 def request_id(headers: Headers) -> str:

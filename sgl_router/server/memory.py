@@ -6,17 +6,27 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
 
 from sgl_router.errors import Overloaded
 
-__all__ = ["BodyBudget", "Trimmer", "default_budget", "prepare_malloc", "usable_memory"]
+if TYPE_CHECKING:
+    from sgl_router.config import ServerConfig
+
+__all__ = ["BodyBudget", "Trimmer", "body_budget", "default_budget", "prepare_malloc", "usable_memory"]
+
+log = structlog.get_logger(__name__)
 
 MAX_DEFAULT_BYTES = 1 << 30
 DEFAULT_SHARE = 4
 """The default budget is one part in so many of the machine's memory."""
 SMALL_BODY_BYTES = 256 << 10
+_WARN_SECS = 60.0
 _TRIM_AFTER_BYTES = 4 << 20
 _TRIM_DELAY_SECS = 1.0
 # Of glibc's malloc.h.
@@ -30,22 +40,40 @@ class BodyBudget:
     do not keep chats out; but one body of `max_body_bytes` always fits into an empty budget.
     """
 
-    __slots__ = ("_for_large", "held", "limit")
+    __slots__ = ("_for_large", "_warn_at", "held", "limit")
 
     def __init__(self, limit: int, max_body_bytes: int = 0) -> None:
         self.limit = max(limit, max_body_bytes)
         self._for_large = max(self.limit - self.limit // 8, max_body_bytes)
+        self._warn_at = 0.0
         self.held = 0
 
     def take(self, size: int, body_bytes: int) -> None:
         """Count `size` more bytes, of a body of `body_bytes` as far as is known. Raises Overloaded, counting none."""
         held = self.held + size
         if held > (self.limit if body_bytes <= SMALL_BODY_BYTES else self._for_large):
+            self._warn()
             raise Overloaded("the router holds as many bytes of request bodies as it may; try again in a moment")
         self.held = held
 
     def give(self, size: int) -> None:
         self.held -= size
+
+    def _warn(self) -> None:
+        now = time.monotonic()
+        if now >= self._warn_at:
+            self._warn_at = now + _WARN_SECS
+            log.warning(
+                "requests are refused: their bodies would take more memory than server.max_buffered_bytes allows",
+                held_bytes=self.held,
+                max_bytes=self.limit,
+            )
+
+
+def body_budget(config: ServerConfig) -> BodyBudget:
+    """One process's share of what all may hold."""
+    limit = config.max_buffered_bytes or default_budget(usable_memory())
+    return BodyBudget(limit // config.processes, config.max_body_bytes)
 
 
 def default_budget(memory: int) -> int:

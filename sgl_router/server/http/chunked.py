@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from io import BytesIO
 
 from sgl_router.server.exchange import body_too_large
 
@@ -16,6 +17,11 @@ MAX_LINE_BYTES = 256
 # One chunk per byte is legal, so size lines have no limit of their own; extensions, which nobody reads, have one.
 MAX_EXTENSION_BYTES = 4 << 10
 MAX_TRAILER_BYTES = 8 << 10
+# A chunk costs microseconds, whatever its size: so many are read at a time, and a body of more than MANY_CHUNKS must
+# have so many bytes in each on the average.
+CHUNKS_AT_A_TIME = 1_000
+MANY_CHUNKS = 65_536
+MIN_AVERAGE_CHUNK = 16
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _VALUE = rb"(?:" + _TOKEN + rb'|"[\x20\x21\x23-\x5b\x5d-\x7e]*")'
@@ -38,13 +44,18 @@ _NOT_IN_TRAILER = frozenset(
 
 
 class ChunkedDecoder:
-    """`feed` until it returns True; `body` is then whole, and `rest` what came after it."""
+    """`feed` until it returns True; `body` is then whole, and `rest` what came after it. After False, `more` says that
+    it has not looked at all it was given: `feed(b"")` goes on, milliseconds at a time. `size`: bytes of body so far."""
 
-    __slots__ = ("_body", "_extensions", "_left", "_limit", "_stage", "rest")
+    __slots__ = ("_body", "_chunks", "_extensions", "_left", "_limit", "_pause", "_stage", "more", "rest", "size")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._body = bytearray()  # not a list of chunks: a byte each would cost forty times their size
+        self._body = BytesIO()  # not a list of chunks: a byte each would cost forty times their size
+        self._chunks = 0
+        self._pause = CHUNKS_AT_A_TIME
+        self.size = 0
+        self.more = False
         self._left = 0
         self._extensions = 0
         self._stage: _Stage | None = ChunkedDecoder._size_line
@@ -52,14 +63,20 @@ class ChunkedDecoder:
 
     @property
     def body(self) -> bytes:
-        return bytes(self._body)
+        return self._body.getvalue()
 
     def feed(self, data: bytes) -> bool:
         """Raises HttpRefused and BodyTooLarge, the latter before a byte of the chunk that is too much is kept."""
         if self.rest:
             data = self.rest + data
         at = 0
+        self.more = False
+        self._pause = self._chunks + CHUNKS_AT_A_TIME
         while self._stage is not None:
+            if self._chunks >= self._pause:
+                self.more = True
+                self.rest = data[at:]
+                return False
             taken = self._stage(self, data, at)
             if taken < 0:
                 self.rest = data[at:]
@@ -83,8 +100,11 @@ class ChunkedDecoder:
         if self._extensions > MAX_EXTENSION_BYTES:
             raise HttpRefused(HttpFault.CHUNK_EXTENSIONS)
         self._left = int(line.group(1), 16)
-        if len(self._body) + self._left > self._limit:
+        if self.size + self._left > self._limit:
             raise body_too_large(self._limit)
+        self._chunks += 1
+        if self._chunks > MANY_CHUNKS and self.size < MIN_AVERAGE_CHUNK * self._chunks:
+            raise HttpRefused(HttpFault.CHUNKS_TOO_SMALL)
         self._stage = ChunkedDecoder._data if self._left else ChunkedDecoder._trailer
         return end + 2
 
@@ -92,7 +112,8 @@ class ChunkedDecoder:
         have = min(len(data) - at, self._left)
         if not have:
             return -1
-        self._body += data[at : at + have]
+        self._body.write(data[at : at + have])
+        self.size += have
         self._left -= have
         if not self._left:
             self._stage = ChunkedDecoder._data_end

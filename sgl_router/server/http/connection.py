@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from enum import Enum
+from io import BytesIO
 from typing import TYPE_CHECKING, cast
 
 from sgl_router.errors import RouterError
@@ -48,16 +49,19 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_ahead",
+        "_arrived",
         "_at",
         "_began",
+        "_body",
+        "_body_due",
         "_decoder",
         "_drain",
         "_head",
+        "_held",
         "_linger",
         "_memo",
         "_missing",
         "_partial",
-        "_pieces",
         "_reading_paused",
         "_route",
         "_serve",
@@ -74,7 +78,9 @@ class ClientConnection(asyncio.Protocol):
     transport: asyncio.Transport
     _head: RequestHead
     _serve: Serve
-    _pieces: list[bytes]
+    _body: BytesIO | None
+    _body_due: float
+    _arrived: int
 
     def __init__(self, front: NativeFront) -> None:
         self.front = front
@@ -90,6 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._memo: HeadMemo | None = None
         self._reading_paused = False
         self._missing = 0
+        self._held = 0  # bytes of the body that the budget counts
         self._decoder: ChunkedDecoder | None = None
         self._route = UNMATCHED
         self._task: asyncio.Task[None] | None = None
@@ -116,18 +123,19 @@ class ClientConnection(asyncio.Protocol):
             self._more_body(data)
         elif stage is _SERVING:
             self._ahead, self._at = self._ahead[self._at :] + data, 0
-            if len(self._ahead) > self.front.limits.ahead_bytes and not self._reading_paused:
-                self._reading_paused = True
-                self.transport.pause_reading()
+            if len(self._ahead) > self.front.limits.ahead_bytes:
+                self._pause_reading()
         elif stage is _LINGER:
             self._missing -= len(data)
-            if self._missing < 0:
-                self.abort()
+            if self._missing <= 0:
+                self._close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
         self.front.forget(self)
         if self._cancel() is None and self.stage is _BODY:
+            self._body = self._decoder = None
+            self._release()
             self.front.exchanges.end(self._route, self._head.method, 499)
         self.stage = _CLOSING
         self.resume_writing()
@@ -171,14 +179,23 @@ class ClientConnection(asyncio.Protocol):
         if head.method != "POST" or head.content_encoding or head.unmet_expectation:
             refusal = self._objection(head)
         start = head.end
-        stop = start + head.content_length
-        if head.content_length > front.max_body_bytes:
-            self._start(b"", body_too_large(front.max_body_bytes), False)
-        elif len(data) >= stop and not head.chunked:
+        size = head.content_length
+        stop = start + size
+        whole = len(data) >= stop and not head.chunked
+        if size > front.max_body_bytes:
+            refusal, whole = body_too_large(front.max_body_bytes), False
+        elif refusal is None and size:
+            try:
+                front.bodies.take(size, size)
+                self._held = size
+            except RouterError as error:
+                refusal = error
+        if whole:
             if len(data) > stop:
                 self._ahead, self._at = data, stop
             self._start(data[start:stop], refusal, head.keep_alive)
         elif refusal is not None:
+            self._missing = 0 if head.chunked else stop - len(data)
             self._start(b"", refusal, False)
         else:
             self._await_body(head, data, start)
@@ -198,11 +215,14 @@ class ClientConnection(asyncio.Protocol):
     def _await_body(self, head: RequestHead, data: bytes, start: int) -> None:
         front = self.front
         self.stage = _BODY
-        self.due = front.now + front.limits.body_secs
-        self._pieces = []
+        self._body_due = front.now + front.limits.body_secs
+        self.due = front.now + min(front.limits.window_secs, front.limits.body_secs)
+        self._arrived = 0
         self._missing = head.content_length
         if head.chunked:
             self._decoder = ChunkedDecoder(front.max_body_bytes)
+        else:
+            self._body = BytesIO()
         if len(data) > start:
             self._more_body(data[start:])
         elif head.expects_continue:
@@ -210,31 +230,45 @@ class ClientConnection(asyncio.Protocol):
 
     def _more_body(self, data: bytes) -> None:
         keep_alive = self._head.keep_alive
+        self._arrived += len(data)
         decoder = self._decoder
         if decoder is None:
+            assert self._body is not None
             missing = self._missing
             if len(data) < missing:
-                self._pieces.append(data)
+                self._body.write(data)
                 self._missing = missing - len(data)
                 return
             if len(data) > missing:
                 self._ahead, self._at = data, missing
                 data = data[:missing]
-            self._pieces.append(data)
-            body = b"".join(self._pieces)
-            self._pieces = []
+            self._body.write(data)
+            body, self._body = self._body.getvalue(), None
             self._start(body, None, keep_alive)
             return
         try:
-            if not decoder.feed(data):
-                return
+            whole = decoder.feed(data)
+            self.front.bodies.take(decoder.size - self._held, decoder.size)
+            self._held = decoder.size
         except RouterError as error:
             self._decoder = None
+            self._missing = 0
             self._start(b"", error, False)
+            return
+        if not whole:
+            if decoder.more:  # a read of tiny chunks is not worked through in one go
+                self._pause_reading()
+                self.front.loop.call_soon(self._go_on)
             return
         self._decoder = None
         self._ahead = decoder.rest
         self._start(decoder.body, None, keep_alive)
+
+    def _go_on(self) -> None:
+        if self.stage is _BODY and not self.gone:
+            self._more_body(b"")
+            if self._decoder is None or not self._decoder.more:
+                self._resume_reading()
 
     def _start(self, body: bytes, refusal: RouterError | None, keep_alive: bool) -> None:
         """The request of `_head` is whole, or refused; in the latter case `keep_alive` says whether it was read."""
@@ -243,7 +277,10 @@ class ClientConnection(asyncio.Protocol):
         forwarded = head.forwarded
         if forwarded is None:
             forwarded = head.forward()
-        inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name)
+        if refusal is not None:
+            body, self._body = b"", None
+            self._release()
+        inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name, self._release)
         out = NativeOutbound(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
         self._linger = refusal is not None and not keep_alive
         self.stage = _SERVING
@@ -254,9 +291,17 @@ class ClientConnection(asyncio.Protocol):
     def _refuse_head(self, fault: HttpRefused) -> None:
         """Answer what is not a request, or not yet: there is no method, and no knowing where the next one begins."""
         self._route = UNMATCHED
+        self._missing = 0
         self.front.exchanges.begin(UNMATCHED, "other")
         self._head = RequestHead("other", b"", b"", False, [], 0)
         self._start(b"", fault, False)
+
+    def _release(self) -> None:
+        """The body is gone, or about to go with the frame that holds it. Any number of times."""
+        if self._held:
+            self.front.bodies.give(self._held)
+            self.front.trimmer.freed(self._held)
+            self._held = 0
 
     async def _run(self, inbound: Inbound, out: NativeOutbound, refusal: RouterError | None) -> None:
         self._began = True
@@ -278,6 +323,7 @@ class ClientConnection(asyncio.Protocol):
         finally:
             refusal = None  # its traceback holds this frame
             self._task = None
+            self._release()
             exchanges.end(self._route, inbound.method, out.status)
             self._served(out)
 
@@ -298,6 +344,11 @@ class ClientConnection(asyncio.Protocol):
             self._next(ahead, at)
         if self._reading_paused and len(self._ahead) - self._at <= self.front.limits.ahead_bytes:
             self._resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
         if self._reading_paused and not self.gone:
@@ -325,8 +376,12 @@ class ClientConnection(asyncio.Protocol):
         if self._linger or self._ahead:
             self.stage = _LINGER
             self.due = self.front.now + limits.linger_secs
-            self._missing = limits.linger_bytes
-            self._ahead = b""
+            waits, self._ahead = len(self._ahead) - self._at, b""
+            unread = self._missing if self._linger else 0  # of a body of known length
+            if unread and waits >= unread:
+                self._close()
+                return
+            self._missing = min(unread - waits if unread else limits.linger_bytes, limits.linger_bytes)
             self.transport.write_eof()
             self._resume_reading()
         else:
@@ -350,6 +405,7 @@ class ClientConnection(asyncio.Protocol):
             task.cancel()
             if not self._began:
                 self._task = None
+                self._release()
                 self.front.exchanges.end(self._route, self._head.method, 499)
         return task
 
@@ -376,12 +432,24 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._close()
         elif self.stage is _BODY:
-            self._decoder = None
-            self._start(b"", HttpRefused(HttpFault.BODY_TIMEOUT), False)
+            self._body_overdue()
         elif self.stage is _SERVING and self.transport.get_write_buffer_size() < self._unsent:
             self._wait_for_client()
         else:
             self.abort()
+
+    def _body_overdue(self) -> None:
+        limits, now = self.front.limits, self.front.now
+        fault = HttpFault.BODY_TIMEOUT
+        if now - limits.sweep_secs < self._body_due:
+            if self._arrived >= limits.window_bytes:
+                self._arrived = 0
+                self.due = min(now + limits.window_secs, self._body_due)
+                return
+            fault = HttpFault.BODY_TOO_SLOW
+        if self._decoder is not None:
+            self._decoder, self._missing = None, 0
+        self._start(b"", HttpRefused(fault), False)
 
     async def flushed(self) -> None:
         """`drained`, when the answer is whole: a client that takes nothing of it for `flush_secs` is cut off."""

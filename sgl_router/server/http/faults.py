@@ -27,6 +27,8 @@ class HttpFault(Enum):
     NO_HOST = (400, "the Host header is missing")
     HOST_TWICE = (400, "the Host header is given more than once")
     HOST = (400, "the Host header is not valid")
+    AUTHORIZATION_TWICE = (400, "the Authorization header is given more than once")
+    CONTENT_TYPE_TWICE = (400, "the Content-Type header is given more than once")
     LENGTH = (400, "the Content-Length header is not a number of bytes")
     LENGTH_TWICE = (400, "the Content-Length header is given more than once")
     LENGTH_AND_ENCODING = (400, "both Content-Length and Transfer-Encoding are given")
@@ -37,9 +39,11 @@ class HttpFault(Enum):
     CHUNK_SIZE = (400, "the size line of a chunk of the body is not valid")
     CHUNK_END = (400, "a chunk of the body does not end in CR LF")
     CHUNK_EXTENSIONS = (400, "the chunks of the body carry too many extensions")
+    CHUNKS_TOO_SMALL = (400, "the body comes in too many chunks of a few bytes; expected 16 bytes each on the average")
     TRAILER = (400, "the trailer of the chunked body is not valid")
     HEAD_TIMEOUT = (408, "the request's headers were not received in time")
     BODY_TIMEOUT = (408, "the request body was not received in time")
+    BODY_TOO_SLOW = (408, "the request body came in too slowly")
 
     def __init__(self, status: int, message: str) -> None:
         self.status = status

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.exchange import SERVER, Exchanges
+from sgl_router.server.memory import Trimmer, body_budget
 from sgl_router.server.routes import DATA_ROUTES, Routes
 
 from .connection import ClientConnection
 from .limits import HttpLimits
+from .paced import Paced
 
 if TYPE_CHECKING:
     from sgl_router.server.services import Services
@@ -33,6 +35,8 @@ class NativeFront:
         self.routes = {path.encode("ascii"): (path, serve) for path, serve in routes.items()}
         self.exchanges = Exchanges(services)
         self.max_body_bytes = services.config.server.max_body_bytes
+        self.bodies = body_budget(services.config.server)
+        self.trimmer = Trimmer()
         self.connections: set[ClientConnection] = set()
         self.loop = asyncio.get_running_loop()
         self.now = 0.0
@@ -75,6 +79,7 @@ class NativeFront:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.trimmer.close()
         await self._runner.cleanup()
 
     def forget(self, connection: ClientConnection) -> None:
@@ -85,7 +90,7 @@ class NativeFront:
     def successor(self) -> asyncio.Protocol:
         """An aiohttp protocol, to take over a connection."""
         assert self._runner.server is not None, "the front has been started"
-        return self._runner.server()
+        return Paced(self._runner.server())
 
     def _sweep(self) -> None:
         now = self.loop.time()

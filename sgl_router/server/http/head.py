@@ -32,8 +32,10 @@ BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _SPECIAL = frozenset(
     (
         b"host",
+        b"authorization",
         b"connection",
         b"content-length",
+        b"content-type",
         b"transfer-encoding",
         b"expect",
         b"content-encoding",
@@ -124,6 +126,7 @@ def _interpret(head: RequestHead) -> None:
     host: bytes | None = None
     length: bytes | None = None
     connection: bytes | None = None
+    credentials = typed = False
     for name, value in head.headers:
         lower = name.lower()
         if lower not in _SPECIAL:
@@ -148,6 +151,14 @@ def _interpret(head: RequestHead) -> None:
             head.chunked = True
         elif lower == b"x-request-id":
             head.named = True
+        elif lower == b"authorization":
+            if credentials:  # which of them counts, each reader decides for itself
+                raise HttpRefused(HttpFault.AUTHORIZATION_TWICE)
+            credentials = True
+        elif lower == b"content-type":
+            if typed:
+                raise HttpRefused(HttpFault.CONTENT_TYPE_TWICE)
+            typed = True
         elif lower == b"content-encoding":
             head.content_encoding += b"," + value if head.content_encoding else value
         elif value.lower() == b"100-continue":
@@ -183,7 +194,8 @@ def _stripped(name: bytes, value: bytes) -> tuple[bytes, bytes]:
 
 
 def _path(method: str, target: bytes) -> bytes:
-    """The path of an origin-form or absolute-form target; `*` stays as it is."""
+    """The path of an origin-form or absolute-form target. `*` stays as it is, and so does an absolute form that names
+    an operator route: a proxy in front that keeps clients from those looks at paths."""
     if target[0] == 0x2F:
         return target[: target.index(b"?")]
     if target == b"*" and method == "OPTIONS":
@@ -191,7 +203,8 @@ def _path(method: str, target: bytes) -> bytes:
     absolute = _ABSOLUTE.fullmatch(target)
     if absolute is None:
         raise HttpRefused(HttpFault.TARGET)
-    return absolute.group(1) or b"/"
+    path: bytes = absolute.group(1) or b"/"
+    return path if path.startswith(b"/v1/") else target
 
 
 def _skip_empty_lines(data: bytes, start: int) -> int:

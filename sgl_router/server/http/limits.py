@@ -19,11 +19,16 @@ class HttpLimits:
     head_secs: float = 20.0
     """From the first byte of a request to the end of its headers."""
     body_secs: float = UPLOAD_SECS
+    """For all of a body, however fast it comes in."""
+    window_secs: float = 10.0
+    window_bytes: int = 16 << 10
+    """So much of a body must come in within each `window_secs`, but for the last of it."""
     flush_secs: float = FLUSH_SECS
     """For the client to take the end of the last answer on a connection, or anything at all of one before."""
-    linger_secs: float = 5.0
-    """How long what a refused client still sends is read and dropped, so that it gets to read the refusal."""
-    linger_bytes: int = 8 << 20
+    linger_secs: float = 30.0
+    """How long what a refused client still sends is read and dropped, so that it gets to read the refusal: many
+    clients send all of a body before they look."""
+    linger_bytes: int = 256 << 20
     ahead_bytes: int = 64 << 10
     """Reading pauses while a request is served and more than this waits behind it."""
     write_high: int = 256 << 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.conformance.case import ECHO, Case, closes, keeps, post, refused, served
+from tests.conformance.case import ECHO, HEALTH, Case, closes, keeps, post, refused, served
 
 OK = served(b"hello")
 CONTROLS = [byte for byte in (*range(0x20), 0x7F) if byte not in (0x09, 0x0A, 0x0D)]
@@ -84,6 +84,20 @@ CASES = [
         for value in (b"a b", b"a/b", b"a@b", b"a,b", b"a:b", b"a:80:81", b"[::1", b"http://a", b"a?b", b"a#b", b"<a>")
         if value != b"a,b"
     ],
+    Case("Authorization", with_field(b"Authorization: Bearer a"), OK),
+    *[
+        Case(f"{first.decode()!r} and {second.decode()!r}", post(b"hello", first, second), refused(400))
+        for first, second in (
+            (b"Authorization: Bearer a", b"Authorization: Bearer b"),
+            (b"Authorization: Bearer a", b"Authorization: Bearer a"),
+            (b"authorization: Bearer a", b"AUTHORIZATION: Basic b"),
+            (b"Authorization:", b"Authorization: Bearer b"),
+            (b"Content-Type: application/json", b"content-type: text/plain"),
+        )
+    ],
+    Case("two Authorizations on an operator route",
+         post(b"", b"Authorization: a", b"Authorization: b", line=b"GET " + HEALTH + b" HTTP/1.1", length=False),
+         refused(400)),
     Case("HTTP/1.0 without Host", with_host(version=b"1.0"), closes(b"hello")),
     Case("HTTP/1.0 with two Hosts", with_host(b"Host: a", b"Host: b", version=b"1.0"), refused(400)),
     Case("the most headers", post(b"hello", *(b"X-%d: y" % n for n in range(98))), OK),

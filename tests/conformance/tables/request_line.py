@@ -73,8 +73,28 @@ CASES = [
     Case("absolute form, https", line(b"POST https://a.b" + ECHO + b" HTTP/1.1"), OK),
     Case("absolute form, upper-case scheme", line(b"POST HTTP://a.b" + ECHO + b" HTTP/1.1"), OK),
     Case("absolute form, IPv6", line(b"POST http://[::1]:80" + ECHO + b" HTTP/1.1"), OK),
-    Case("absolute form of an admin route", post(b"", line=b"GET http://a.b" + HEALTH + b" HTTP/1.1", length=False),
+    *[
+        Case(f"an operator route as {target.decode()!r}",
+             post(b"", line=b"GET " + target + b" HTTP/1.1", length=False), keeps(404))
+        for target in (b"http://a.b" + HEALTH, b"HTTP://a.b:80" + HEALTH, b"http://a.b" + HEALTH + b"?x=1",
+                       b"/%68ealthz", b"/healthz%2F", b"/./healthz", b"/x/../healthz", b"//healthz", b"/healthz/",
+                       b"/Healthz", b"/healthz;x", b"/%2Fhealthz", b"/%69nternal/kv_snapshot",
+                       b"http://a.b/internal/kv_snapshot", b"//internal/kv_snapshot", b"/internal//kv_snapshot",
+                       b"/v1/../internal/kv_snapshot", b"http://a.b/v1/../internal/kv_snapshot",
+                       b"/internal/kv%5Fsnapshot")
+    ],
+    *[
+        Case(f"another method for an operator route as {target.decode()!r}",
+             post(b"", line=b"DELETE " + target + b" HTTP/1.1", length=False), keeps(404))
+        for target in (b"/%68ealthz", b"http://a.b" + HEALTH)
+    ],
+    Case("an operator route with a query", post(b"", line=b"GET " + HEALTH + b"?x=%69 HTTP/1.1", length=False),
          keeps(200)),
+    *[
+        Case(f"a data route as {target.decode()!r}", line(b"POST " + target + b" HTTP/1.1"), keeps(404))
+        for target in (b"/%761/chat/completions", b"/v1/%63hat/completions", b"/v1/./chat/completions",
+                       b"http://a.b/%761/chat/completions", b"/v1/chat/completions;x")
+    ],
     Case("absolute form without a path", line(b"POST http://a.b HTTP/1.1"), keeps(404)),
     Case("absolute form, another scheme", line(b"POST ftp://a.b" + ECHO + b" HTTP/1.1"), refused(400)),
     Case("absolute form without a host", line(b"POST http://" + ECHO + b" HTTP/1.1"), refused(400)),
