@@ -49,6 +49,11 @@ class _Lines:
     def _quoted(self, name: str) -> str:
         raise NotImplementedError
 
+    def write_fields(self, fields: Mapping[str, object], level: str, now: float) -> None:
+        """A line of these fields, in their order; `level` is `info` or `warning` of this object, `now` perf_counter's.
+        For lines that are rare: `write` is for those of every request."""
+        raise NotImplementedError
+
     def _now(self) -> str:
         """UTC in ISO 8601 as `datetime.isoformat` has it: a whole second is written without a fraction."""
         micros = time_ns() // 1000
@@ -79,7 +84,7 @@ class TextLines(_Lines):
         decision = record.decision
         ended, started, decided = record.ended_at, record.started_at, record.decided_at
         if decision is None or decided is None or record.error is not None:
-            self._write_fields(record, prefix)
+            self.write_fields(record.fields(), prefix, ended)
             return
         took = int((ended - started) * 1e5 + 0.5)
         deciding = int((decided - started) * 1e5 + 0.5)
@@ -91,9 +96,11 @@ class TextLines(_Lines):
         request_id = record.request_id
         if _odd_in_text(request_id):
             request_id = repr(request_id)
-        before = "" if record.attempts <= 1 else f"attempts={record.attempts} "
-        if record.cached_tokens is not None:
-            before += f"cached_tokens={record.cached_tokens} "
+        after = "" if record.cached_tokens is None else f" cached_tokens={record.cached_tokens}"
+        if record.streamed:
+            after += " streamed=True"
+        if record.attempts > 1:
+            after += f" attempts={record.attempts}"
         unmatched = "" if decision.unmatched is None else f" unmatched={decision.unmatched._value_}"
         target, model = decision.target, record.model_id
         micros = time_ns() // 1000  # as in `_now`
@@ -101,20 +108,21 @@ class TextLines(_Lines):
             self._enter(millis)
         digits = self._digits[micros - millis * 1000]
         self._sink.add(
-            f"{self._stamp}{digits}Z{prefix}{before}candidates={decision.candidates}"
-            f" decide_ms={_MS[deciding] if deciding < _SHORT else deciding / 100} dp_rank={target.dp_rank}{first_byte}"
-            f" load_max={decision.max_load} load_min={decision.min_load} matched_blocks={decision.matched_blocks}"
+            f"{self._stamp}{digits}Z{prefix}method=POST status={record.status}"
+            f" ms={_MS[took] if took < _SHORT else took / 100} worker={target.worker.id}"
+            f" reason={decision.reason._value_} request_id={request_id}"
             f" model={model if model is None else self._words.get(model) or self._word(model)}"
-            f" ms={_MS[took] if took < _SHORT else took / 100} outcome={record.outcome._value_}"
-            f" page={decision.page_size} prompt_tokens={decision.prompt_tokens} reason={decision.reason._value_}"
-            f" request_id={request_id} status={record.status}{' streamed=True' if record.streamed else ''}"
-            f" total_blocks={decision.total_blocks}{unmatched} worker={target.worker.id}\n",
+            f" outcome={record.outcome._value_} dp_rank={target.dp_rank}"
+            f" matched_blocks={decision.matched_blocks} total_blocks={decision.total_blocks} page={decision.page_size}"
+            f" prompt_tokens={decision.prompt_tokens} candidates={decision.candidates} load_min={decision.min_load}"
+            f" load_max={decision.max_load}{unmatched}"
+            f" decide_ms={_MS[deciding] if deciding < _SHORT else deciding / 100}{first_byte}{after}\n",
             ended,
         )
 
-    def _write_fields(self, record: RequestRecord, prefix: str) -> None:
-        text = " ".join(f"{key}={_shown(value)}" for key, value in sorted(record.fields().items()))
-        self._sink.add(f"{self._now()}{prefix}{text}\n", record.ended_at)
+    def write_fields(self, fields: Mapping[str, object], prefix: str, now: float) -> None:
+        text = " ".join(f"{key}={_shown(value)}" for key, value in fields.items())
+        self._sink.add(f"{self._now()}{prefix}{text}\n", now)
 
 
 class JsonLines(_Lines):
@@ -128,7 +136,7 @@ class JsonLines(_Lines):
         decision = record.decision
         ended, started, decided = record.ended_at, record.started_at, record.decided_at
         if decision is None or decided is None or record.error is not None or record.status is None:
-            self._write_fields(record, level)
+            self.write_fields(record.fields(), level, ended)
             return
         took = int((ended - started) * 1e5 + 0.5)
         deciding = int((decided - started) * 1e5 + 0.5)
@@ -153,12 +161,11 @@ class JsonLines(_Lines):
             self._enter(millis)
         digits = self._digits[micros - millis * 1000]
         self._sink.add(
-            f'{{"request_id":{quoted},"model":'
-            f"{'null' if model is None else self._words.get(model) or self._word(model)}"
-            f',"outcome":"{record.outcome._value_}","status":{record.status}'
+            f'{{"method":"POST","status":{record.status}'
             f',"ms":{_MS[took] if took < _SHORT else took / 100}'
-            f',"worker":"{target.worker.id}"'
-            f',"dp_rank":{target.dp_rank},"reason":"{decision.reason._value_}"'
+            f',"worker":"{target.worker.id}","reason":"{decision.reason._value_}","request_id":{quoted},"model":'
+            f"{'null' if model is None else self._words.get(model) or self._word(model)}"
+            f',"outcome":"{record.outcome._value_}","dp_rank":{target.dp_rank}'
             f',"matched_blocks":{decision.matched_blocks},"total_blocks":{decision.total_blocks}'
             f',"page":{decision.page_size},"prompt_tokens":{"null" if tokens is None else tokens}'
             f',"candidates":{decision.candidates},"load_min":{decision.min_load},"load_max":{decision.max_load}'
@@ -167,9 +174,9 @@ class JsonLines(_Lines):
             ended,
         )
 
-    def _write_fields(self, record: RequestRecord, level: str) -> None:
-        fields = {**record.fields(), "event": _EVENT, "level": level, "timestamp": self._now()}
-        self._sink.add(msgspec.json.encode(fields).decode() + "\n", record.ended_at)
+    def write_fields(self, fields: Mapping[str, object], level: str, now: float) -> None:
+        line = {**fields, "event": _EVENT, "level": level, "timestamp": self._now()}
+        self._sink.add(msgspec.json.encode(line).decode() + "\n", now)
 
 
 def _shown(value: Any) -> str:

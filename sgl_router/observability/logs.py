@@ -22,7 +22,8 @@ _sink: LineSink | None = None
 
 
 def configure_logging(level: str, fmt: str) -> None:
-    """`level`: debug, info, warning or error. `fmt`: `text` (coloured on a terminal) or `json`."""
+    """`level`: debug, info, warning or error. `fmt`: `text` or `json`. Text is coloured on a terminal, unless the
+    environment has a NO_COLOR that is not empty, or says that the terminal is dumb."""
     global requests, _sink
     if _sink is not None:
         _sink.close()
@@ -32,22 +33,21 @@ def configure_logging(level: str, fmt: str) -> None:
     logging.basicConfig(format="%(message)s", stream=stream, level=max(number, logging.WARNING), force=True)
     # The hub's client brings a handler of its own: what it says would be told twice.
     logging.getLogger("huggingface_hub").propagate = False
-    # Each malformed request would otherwise be a traceback; what it was answered is counted.
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
     ]
-    colors = sys.stderr.isatty()
+    colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     if fmt == "json":
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_dumps)]
         requests = JsonLines(sink, number)
     else:
         # Plain tracebacks: the rich ones print local variables, and among those are keys.
         plain = structlog.dev.plain_traceback
-        console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+        # Fields in the order in which they are given: what is looked at first stands first.
+        console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain, sort_keys=False)
         processors.append(console)
         requests = None if colors else TextLines(sink, number, {name: _prefix(console, name) for name in _LEVELS})
     structlog.configure(

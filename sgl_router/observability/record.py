@@ -104,20 +104,21 @@ class RequestRecord:
             metrics.records_lost.inc()
 
     def fields(self) -> dict[str, object]:
-        """The fields of the log line, in the order of the JSON form."""
+        """The fields of the log line, in its order: what is looked at first, who it was, then what was decided by."""
         started, decision = self.started_at, self.decision
         fields: dict[str, object] = {
-            "request_id": self.request_id,
-            "model": self.model_id,
-            "outcome": self.outcome.value,
+            "method": "POST",
             "status": self.status,
             "ms": _milliseconds(self.ended_at - started),
         }
         if decision is not None:
+            fields |= {"worker": decision.target.worker.id, "reason": decision.reason.value}
+        if self.error is not None:
+            fields["code"] = self.error.code.value
+        fields |= {"request_id": self.request_id, "model": self.model_id, "outcome": self.outcome.value}
+        if decision is not None:
             fields |= {
-                "worker": decision.target.worker.id,
                 "dp_rank": decision.target.dp_rank,
-                "reason": decision.reason.value,
                 "matched_blocks": decision.matched_blocks,
                 "total_blocks": decision.total_blocks,
                 "page": decision.page_size,
@@ -139,7 +140,7 @@ class RequestRecord:
         if self.attempts > 1:
             fields["attempts"] = self.attempts
         if self.error is not None:
-            fields |= {"code": self.error.code.value, "error": self.error.message}
+            fields["error"] = self.error.message
         return fields
 
     def _emit(self) -> None:

@@ -12,6 +12,7 @@ import msgspec
 from aiohttp import web
 
 from sgl_router.errors import RoutingAway
+from sgl_router.observability.refusals import log_refusal
 from sgl_router.proxy import Headers
 from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.envelope import error_response
@@ -42,12 +43,17 @@ class DataFront(NativeFront):
         """This process is alive, whatever the other is; everything else only the other knows."""
         if not refused and not self._routing_away():
             return None
-        path = request.partition(b" ")[2].partition(b" ")[0].partition(b"?")[0]
+        method, _, rest = request.partition(b" ")
+        path = rest.partition(b" ")[0].partition(b"?")[0]
         if path == b"/healthz":
             return _answer(200, [], msgspec.json.encode({"status": "ok"}))
         if path == b"/readyz":
             return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [AWAY]}))
-        return _answer(*error_response(RoutingAway(AWAY))) if refused else None
+        if not refused:
+            return None
+        error = RoutingAway(AWAY)
+        log_refusal(error, None, method.decode("latin-1"), path)
+        return _answer(*error_response(error))
 
 
 class AdminFront:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import socket
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from aiohttp import web
 from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
+from aiohttp.log import server_logger
 from multidict import CIMultiDict
 
 from sgl_router.errors import BadRequest, BodyTooLarge, RouteNotFound, RouterError
 from sgl_router.observability.metrics import CONTENT_TYPE
+from sgl_router.observability.refusals import RefusedByParser
 from sgl_router.proxy import ClientGone, Headers, forward_headers, header_lines, header_pairs
 from sgl_router.routing import LocalRouting
 
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AiohttpFront", "make_runner"]
 
+_REFUSED = RefusedByParser()
 # aiohttp warns about plain string keys from the version on that has RequestKey.
 _ID: Any = web.RequestKey("request_id", str) if hasattr(web, "RequestKey") else "request_id"
 _ABSOLUTE = re.compile(r"(?i:https?)://[^/?#]*(/.*)", re.DOTALL)
@@ -72,6 +76,9 @@ class AiohttpFront:
 
 def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunner:
     """The server, not yet listening. A handler is cancelled when its client goes away."""
+    # Malformed requests would each be a traceback; aiohttp tells the commonest of them at the debug level.
+    server_logger.setLevel(logging.DEBUG)
+    server_logger.addFilter(_REFUSED)
     app = web.Application(
         client_max_size=services.config.server.max_body_bytes + 1,
         middlewares=[_observe(Exchanges(services), routes)],
@@ -307,7 +314,7 @@ async def _answer(exchanges: Exchanges, request: web.Request, handler: _Handler,
         allow = raised.headers.get("allow", "")
     except Exception:
         error = exchanges.failed(name, request.path)
-    status, headers, body = exchanges.refusal(error, allow)
+    status, headers, body = exchanges.refusal(error, name, request.method, request.path, allow)
     response = web.Response(status=status, body=body)
     for key, value in headers:
         response.headers[key.decode()] = value.decode()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sgl_router.errors import BadRequest, BodyTooLarge, InternalError, MethodNotAllowed, RouterError
+from sgl_router.observability.refusals import log_refusal
 from sgl_router.proxy import Headers
 
 from .envelope import error_response
@@ -64,9 +65,13 @@ class Exchanges:
         self._metrics.responses.labels(route, method if method in _METHODS else "other", str(status)).value += 1
         self._in_flight.__exit__()
 
-    def refusal(self, error: RouterError, allow: str = "POST") -> tuple[int, Headers, bytes]:
-        """Status, headers and body for an error that no handler answered. `allow`: what the route takes."""
+    def refusal(
+        self, error: RouterError, name: str, method: str, target: bytes | str, allow: str = "POST"
+    ) -> tuple[int, Headers, bytes]:
+        """Status, headers and body for an error that no handler answered; its log line is written. `name`: the
+        request's id, `target` as `log_refusal` takes it, `allow`: what the route takes."""
         self._metrics.errors.labels(error.code.value).inc()
+        log_refusal(error, name, method, target)
         status, headers, body = error_response(error)
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", allow.encode("ascii")))

@@ -6,6 +6,7 @@ import asyncio
 
 import aiohttp
 import pytest
+import structlog
 
 from tests.conformance.case import Case, Outcome, post
 from tests.conformance.differences import AIOHTTP
@@ -48,9 +49,17 @@ async def test_case(rig: Rig, table: str, case: Case) -> None:
         expected, _ = AIOHTTP.get((table, case.name), (expected, ""))
     reader, writer = await rig.open()
     try:
-        await asyncio.wait_for(_exchange(rig, case, expected, reader, writer), WITHIN)
+        with structlog.testing.capture_logs() as logs:
+            await asyncio.wait_for(_exchange(rig, case, expected, reader, writer), WITHIN)
     finally:
         writer.close()
+    lines = [line for line in logs if line["event"] == "request"]
+    refusals = [status for status in expected.statuses if status >= 400]
+    if rig.kind == "aiohttp":
+        refusals = [status for status in refusals if status != 417]  # of aiohttp's own, told nowhere
+    assert [line["status"] for line in lines] == refusals
+    for line in lines:
+        assert line["path"].isascii() and line["path"].isprintable() and "?" not in line["path"]
 
 
 async def _exchange(

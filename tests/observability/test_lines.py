@@ -78,7 +78,7 @@ def structlogs(fmt: str, level: str, record: RequestRecord, stamp: str) -> str:
     if fmt == "json":
         rendered = structlog.processors.JSONRenderer(serializer=logs._dumps)(None, level, event)
     else:
-        rendered = structlog.dev.ConsoleRenderer(colors=False)(None, level, event)
+        rendered = structlog.dev.ConsoleRenderer(colors=False, sort_keys=False)(None, level, event)
     assert isinstance(rendered, str)
     return rendered + "\n"
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import re
 import subprocess
 import sys
 
@@ -102,3 +106,44 @@ def test_what_the_hub_client_says_is_told_once() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.splitlines() == ["Retrying in 1s"]
+
+
+def test_the_fields_of_a_text_line_stand_in_the_order_in_which_they_are_looked_at() -> None:
+    code = ORDER.replace("record.finish(", "record.error = BadRequest('no'); record.finish(").replace(
+        "import logging\n", "import logging\nfrom sgl_router.errors import BadRequest\n", 1
+    )
+    done = subprocess.run([sys.executable, "-c", code, "info", "text"], capture_output=True, text=True, timeout=60)
+    line = done.stderr.splitlines()[0]
+    keys = [word.partition("=")[0] for word in line.split() if "=" in word]
+    assert keys[:6] == ["method", "status", "ms", "code", "request_id", "model"], line
+    assert line[:4].isdigit() and line.split()[1] == "[info", "the time, then the level"
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({}, True),
+        ({"NO_COLOR": "1"}, False),
+        ({"NO_COLOR": ""}, True),  # as no-color.org has it: present and not empty
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_a_terminal_has_colours_unless_it_asks_for_none(environment: dict[str, str], coloured: bool) -> None:
+    main, side = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", ORDER, "info", "text"],
+        stderr=side,
+        env={**clean, "TERM": "xterm", **environment},
+    )
+    os.close(side)
+    said = b""
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(main, 65536):
+            said += piece
+    os.close(main)
+    assert process.wait(timeout=60) == 0
+    assert b"first" in said and b"fifth" in said
+    assert (b"\x1b[" in said) is coloured
+    plain = re.sub(rb"\x1b\[[0-9;]*m", b"", said)
+    assert plain.index(b"method=") < plain.index(b"status=") < plain.index(b"request_id="), "one order, with and without"

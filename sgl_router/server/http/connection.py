@@ -158,7 +158,7 @@ class ClientConnection(asyncio.Protocol):
             try:
                 head = read_head(data, at)
             except HttpRefused as error:
-                self._refuse_head(error)
+                self._refuse_head(error, data[at:])
                 return
             if head is None:
                 self._ahead = data[at:]
@@ -288,12 +288,12 @@ class ClientConnection(asyncio.Protocol):
         self._began = False
         self._task = self.front.loop.create_task(self._run(inbound, out, refusal))
 
-    def _refuse_head(self, fault: HttpRefused) -> None:
+    def _refuse_head(self, fault: HttpRefused, data: bytes) -> None:
         """Answer what is not a request, or not yet: there is no method, and no knowing where the next one begins."""
         self._route = UNMATCHED
         self._missing = 0
         self.front.exchanges.begin(UNMATCHED, "other")
-        self._head = RequestHead("other", b"", b"", False, [], 0)
+        self._head = RequestHead("other", data[:1024].lstrip(b"\r\n"), b"", False, [], 0)
         self._start(b"", fault, False)
 
     def _release(self) -> None:
@@ -317,7 +317,8 @@ class ClientConnection(asyncio.Protocol):
                 except Exception:
                     refusal = exchanges.failed(inbound.request_id, inbound.path)
             if refusal is not None and not out.started:
-                await out.send(*exchanges.refusal(refusal))
+                method, target = inbound.method, self._head.target
+                await out.send(*exchanges.refusal(refusal, inbound.request_id, method, target))
         except ClientGone:
             pass
         finally:
@@ -427,8 +428,8 @@ class ClientConnection(asyncio.Protocol):
         """`due` has passed."""
         if self.stage is _HEAD:
             if self._partial:
-                self._ahead = b""
-                self._refuse_head(HttpRefused(HttpFault.HEAD_TIMEOUT))
+                ahead, self._ahead = self._ahead, b""
+                self._refuse_head(HttpRefused(HttpFault.HEAD_TIMEOUT), ahead)
             else:
                 self._close()
         elif self.stage is _BODY:
