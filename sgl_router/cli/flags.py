@@ -19,6 +19,7 @@ __all__ = [
     "add_flag",
     "add_workload_flags",
     "count",
+    "duration",
     "natural",
     "read_workload",
     "zero_or_more",
@@ -81,6 +82,18 @@ def natural(text: str) -> int:
     return value
 
 
+def duration(secs: float) -> str:
+    """For people: `2.5 s`, `40 s`, `8 min 20 s`, `3 h 12 min`."""
+    if secs < 10:
+        return f"{secs:.2g} s"
+    whole = round(secs)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 def _fraction(text: str) -> Fraction:
     """`1/16` or `0.25`: above 0, at most 1."""
     try:
@@ -88,7 +101,7 @@ def _fraction(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a fraction like 1/16") from None
     if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1, like 1/16")
     return value
 
 
@@ -126,7 +139,12 @@ def read_workload(options: argparse.Namespace) -> Workload:
 
     block = options.block_size * options.token_scale
     if block.denominator != 1:
-        raise ValueError(f"--token-scale {options.token_scale}: blocks of {options.block_size} tokens would be {block}")
+        tokens = max(1, round(block))
+        works = Fraction(tokens, options.block_size)
+        raise ValueError(
+            f"--token-scale {options.token_scale}: blocks of {options.block_size} tokens would be {block}; "
+            f"{works} makes them {tokens}"
+        )
     name, rows = _rows(options)
     return Workload(name, scale_rows(rows, options.token_scale), int(block))
 

@@ -22,6 +22,11 @@ _EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the value is the exit status."""
     parser = _parser()
+    from .gateway_flags import explain_flags
+
+    foreign = explain_flags(sys.argv[1:] if argv is None else argv)
+    if foreign is not None:
+        parser.exit(2, f"sgl-router: {foreign}\n")
     options = parser.parse_args(argv)
     if options.command is not None and (options.router_config is not None or options.check):
         parser.error(f"--config and --check before a command: {options.command} takes its flags after its name")

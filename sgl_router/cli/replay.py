@@ -6,11 +6,12 @@ import argparse
 import contextlib
 import os
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .bar import Bar
-from .flags import above_zero, add_flag, add_workload_flags, count, read_workload
+from .flags import above_zero, add_flag, add_workload_flags, count, duration, read_workload
 
 if TYPE_CHECKING:
     from sgl_router.replay.prompts import PromptMaker
@@ -95,6 +96,7 @@ def run_replay_command(options: argparse.Namespace) -> int:
     except (TraceError, TokenizerLoadError, OSError, ValueError) as error:
         return _refuse(str(error))
     _allow_connections(options.max_in_flight)
+    print(f"sgl-router replay: {_announcement(settings)}", file=sys.stderr)
     replay = _run(settings, maker)
     if replay is None:
         return 1
@@ -134,6 +136,16 @@ def _settings(options: argparse.Namespace) -> ReplaySettings:
     )
 
 
+def _announcement(settings: ReplaySettings) -> str:
+    """How long it is going to take, as far as that can be known."""
+    rows = settings.rows
+    sending = (rows[-1].timestamp_ms - rows[0].timestamp_ms) / 1e3 / settings.rate
+    return (
+        f"{len(rows):,} requests to {settings.url}, sent over {duration(sending)}; ends with the last response, "
+        f"at most {duration(settings.timeout_secs)} after that (Ctrl-C ends it and reports what there is)"
+    )
+
+
 def _prompt_maker(options: argparse.Namespace, block_tokens: int) -> PromptMaker:
     from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
     from sgl_router.observability import configure_logging
@@ -149,9 +161,20 @@ def _prompt_maker(options: argparse.Namespace, block_tokens: int) -> PromptMaker
         raise ValueError(f"--tokenizer: {error}") from None
     finally:
         tokenizer.close()
+    if block_tokens <= vocabulary.head and (works := _scale_that_works(options.block_size, vocabulary.head)):
+        raise ValueError(
+            f"--token-scale {options.token_scale}: blocks of {block_tokens} tokens, and the chat template begins with "
+            f"{vocabulary.head}: first blocks could not differ; {works} makes them {int(options.block_size * works)}"
+        )
     if vocabulary.note:
         print(f"sgl-router replay: warning: {vocabulary.note}", file=sys.stderr)
     return PromptMaker(vocabulary, block_tokens=block_tokens, seed=options.seed)
+
+
+def _scale_that_works(block_size: int, head: int) -> Fraction | None:
+    """The smallest 1/n that leaves whole blocks of more than `head` tokens; None where `--block-size` is too small."""
+    divisors = (part for part in range(block_size, 0, -1) if block_size % part == 0)
+    return next((Fraction(1, part) for part in divisors if block_size // part > head), None)
 
 
 def _run(settings: ReplaySettings, maker: PromptMaker) -> Replay | None:

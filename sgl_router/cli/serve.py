@@ -15,7 +15,7 @@ EXIT_CONFIG = 2
 
 
 def check(path: str) -> int:
-    """Validate a configuration file, loading no tokenizer. 0, or 2 with every problem on standard error."""
+    """Validate a file, loading no tokenizer and asking no server. 0, or 2 with every problem on standard error."""
     loaded = _load(path)
     if loaded is None:
         return EXIT_CONFIG
@@ -32,6 +32,16 @@ def check(path: str) -> int:
         named = model.tokenizer_path
         if not Path(named).exists():
             print(f"  models[{index}].tokenizer_path: no file or folder here, taken for a hub id: {named}")
+    from sgl_router.tokenization.model_files import code_encoder_of
+
+    for index, model in enumerate(loaded.config.models):
+        encoder = code_encoder_of(model.tokenizer_path, given_template=model.chat_template is not None)
+        if encoder is not None:
+            print(
+                f"sgl-router: warning: models[{index}]: the engine encodes chats of {model.id} by code ({encoder}), "
+                "not by a chat template: the router cannot know their tokens and routes them by load alone",
+                file=sys.stderr,
+            )
     return 0
 
 

@@ -11,7 +11,7 @@ import msgspec
 
 from sgl_router.config.errors import ConfigError, FieldError
 from sgl_router.config.files import read_mapping
-from sgl_router.config.schema import Config
+from sgl_router.config.schema import K8S_UNAVAILABLE, Config
 from sgl_router.config.validate import check_rules, warnings_of
 from sgl_router.config.walk import Walk
 
@@ -33,6 +33,14 @@ def load_config(path: str | os.PathLike[str]) -> LoadedConfig:
     return parse_config(read_mapping(file), base_dir=file.parent)
 
 
+def _unavailable(tree: Any) -> list[FieldError]:
+    """What stands before all other problems: mending them would not make the router start."""
+    discovery = tree.get("discovery") if isinstance(tree, dict) else None
+    if not isinstance(discovery, dict) or discovery.get("backend") != "k8s":
+        return []
+    return [FieldError(path="discovery.backend", message=K8S_UNAVAILABLE, value="k8s", expected="static_urls")]
+
+
 def parse_config(
     raw: Mapping[Any, Any], *, base_dir: Path | None = None, env: Mapping[str, str] | None = None
 ) -> LoadedConfig:
@@ -43,7 +51,7 @@ def parse_config(
     if isinstance(tree, dict):
         errors = errors + check_rules(tree, base_dir or Path.cwd(), os.environ if env is None else env)
     if errors:
-        raise ConfigError(errors)
+        raise ConfigError([*_unavailable(tree), *errors])
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:  # the walk let through what the types do not: say so, do not crash

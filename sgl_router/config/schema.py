@@ -12,10 +12,12 @@ from msgspec import Meta, field
 
 from sgl_router.config.errors import Rejected
 from sgl_router.config.labels import parse_annotation, parse_namespace, parse_selector
+from sgl_router.config.origins import parse_origin
 from sgl_router.config.template_kwargs import parse_template_kwargs
 from sgl_router.config.urls import normalise_url, parse_listen_host
 
 MAX_BYTES = 1 << 40
+K8S_UNAVAILABLE = "k8s is not available yet, use static_urls"
 MAX_INT32 = (1 << 31) - 1
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")
 
@@ -23,6 +25,11 @@ _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}\Z")
 def _says(expected: str, *, parse: Callable[[Any], Any] | None = None) -> dict[str, Any]:
     """What the walk is told about a type: the words for "expected ...", and a parser that replaces the value."""
     return {"expected": expected} if parse is None else {"expected": expected, "parse": parse}
+
+
+def _also(**spellings: str) -> dict[str, Any]:
+    """Other spellings of an enumeration's values."""
+    return {"aliases": spellings}
 
 
 def _parse_model_id(text: str) -> str:
@@ -59,6 +66,7 @@ KubeConfigPath = Annotated[str, Meta(min_length=1, extra=_says("the path of an e
 SnapshotPath = Annotated[str, Meta(min_length=1, extra=_says("the path of a file in an existing folder"))]
 EnvName = Annotated[str, Meta(min_length=1, extra=_says("the name of an environment variable"))]
 WorkerUrl = Annotated[str, Meta(extra=_says("a worker URL like http://host:30000", parse=normalise_url))]
+Origin = Annotated[str, Meta(extra=_says("an origin like https://chat.example.com, or '*'", parse=parse_origin))]
 Selector = Annotated[
     dict[str, str], Meta(extra=_says("a selector of equalities, {label: value}", parse=parse_selector))
 ]
@@ -83,7 +91,7 @@ HeaderName = Annotated[str, Meta(extra=_says("the name of an HTTP header", parse
 Millis = Annotated[float, Meta(ge=0, le=1e6, extra=_says("milliseconds, from 0 to 1,000,000"))]
 Ratio = Annotated[float, Meta(ge=0, le=1)]
 
-LogLevel = Literal["debug", "info", "warning", "error"]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], Meta(extra=_also(warn="warning"))]
 LogFormat = Literal["text", "json"]
 HttpFront = Literal["native", "aiohttp"]
 QueueOrder = Literal["shortest_work_first", "fcfs"]
@@ -115,6 +123,12 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     shutdown_grace_secs: SecsOrZero = 60.0
     http_front: HttpFront = "native"
     processes: Processes = 1
+
+
+class CorsConfig(Section, frozen=True, kw_only=True):
+    """Which web pages may call the client routes from a browser."""
+
+    allowed_origins: list[Origin] = []
 
 
 class ObservabilityConfig(Section, frozen=True, kw_only=True):
@@ -275,6 +289,7 @@ class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
+    cors: CorsConfig = field(default_factory=CorsConfig)
     observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
     models: Annotated[list[ModelConfig], Meta(min_length=1, extra=_says("a list of at least one model"))]
     discovery: DiscoveryConfig

@@ -60,10 +60,16 @@ def _origin(url: str) -> str:
         raise InvalidUrl("it holds a user name or password; set discovery.worker_api_key_env instead")
     if found["rest"] not in ("", "/"):
         raise InvalidUrl(_beyond_the_origin(found["rest"]))
-    authority = _AUTHORITY.match(found["authority"])
+    host, port = parse_authority(found["authority"])
+    return f"{scheme}://{host}:{_DEFAULT_PORTS[scheme] if port is None else port}"
+
+
+def parse_authority(text: str) -> tuple[str, int | None]:
+    """Host in lower case, IPv6 compressed and in brackets, and port, None where none is named; raises InvalidUrl."""
+    authority = _AUTHORITY.match(text)
     if authority is None or (authority["port"] or "").count(":"):
         raise InvalidUrl("an IPv6 address goes in brackets: http://[::1]:30000")
-    return f"{scheme}://{_host(authority['host'])}:{_port(authority['port'], _DEFAULT_PORTS[scheme])}"
+    return _host(authority["host"]), _port(authority["port"])
 
 
 def _host(host: str) -> str:
@@ -89,9 +95,9 @@ def _host(host: str) -> str:
     return host
 
 
-def _port(text: str | None, default: int) -> int:
+def _port(text: str | None) -> int | None:
     if text is None:
-        return default
+        return None
     if not text:
         raise InvalidUrl("the port after ':' is missing")
     if not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 65535:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.config.errors import FieldError, child, mismatch, missing
+from sgl_router.config.origins import ANY
 from sgl_router.config.schema import CacheAwareConfig, Config, KvCostConfig, PolicyName, ServerConfig
 from sgl_router.config.walk import INVALID
 
@@ -31,6 +32,13 @@ def check_rules(tree: dict[str, Any], base_dir: Path, env: Mapping[str, str]) ->
     discovery = tree.get("discovery")
     if isinstance(discovery, dict):
         errors += _discovery(discovery, base_dir, env)
+    cors = tree.get("cors")
+    if isinstance(cors, dict):
+        origins = _list(cors.get("allowed_origins"))
+        errors += _duplicates("cors.allowed_origins", origins, "origins")
+        if ANY in origins and len(origins) > 1:
+            at = child("cors.allowed_origins", origins.index(ANY))
+            errors.append(mismatch(at, ANY, "'*' alone, or a list of origins", "it allows what the others name"))
     events = tree.get("kv_events")
     if isinstance(events, dict) and isinstance(events.get("snapshot"), dict):
         errors += _snapshot(events["snapshot"], base_dir)

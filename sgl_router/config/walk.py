@@ -48,6 +48,8 @@ class Walk:
         expected = says.get("expected") or _expected(info)
         if isinstance(info, inspect.ListType):
             return self._list(info, value, path, expected)
+        if isinstance(value, str):
+            value = says.get("aliases", {}).get(value, value)
         if not isinstance(info, inspect.DictType):
             value = self._scalar(info, value, path, expected)
         return self._parsed(says["parse"], value, path) if "parse" in says and value is not INVALID else value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sgl_router.config.schema import K8S_UNAVAILABLE
 from sgl_router.discovery.base import (
     Added,
     Discovery,
@@ -34,5 +35,5 @@ __all__ = [
 def make_discovery(config: DiscoveryConfig) -> Discovery:
     """The configured backend; DiscoveryUnavailable where this build has none."""
     if config.backend == "k8s":
-        raise DiscoveryUnavailable("discovery.backend: k8s is not available yet, use static_urls")
+        raise DiscoveryUnavailable(f"discovery.backend: {K8S_UNAVAILABLE}")
     return StaticUrls(config.static_urls.urls if config.static_urls is not None else ())

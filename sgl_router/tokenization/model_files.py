@@ -114,6 +114,41 @@ def uses_mistral_common(files: ModelFiles, config: Mapping[str, Any]) -> bool:
     return files.find("tekken.json") is not None
 
 
+def code_encoder_of(tokenizer_path: str, *, given_template: bool) -> str | None:
+    """What encodes this model's chats in the engine's code, as far as that shows without loading a tokenizer or asking
+    the hub; None where a template does, or nothing is known yet."""
+    path = Path(tokenizer_path).expanduser()
+    files: ModelFiles
+    if path.is_dir():
+        files = ModelFiles(path.name, path)
+    elif path.is_file():
+        files = ModelFiles(path.parent.name, path.parent)
+    else:
+        files = _CachedFiles(tokenizer_path, None)
+    config = files.read_json("config.json")
+    own = "chat_template" in files.read_json("tokenizer_config.json") or any(
+        files.find(name) is not None for name in ("chat_template.jinja", "chat_template.json")
+    )
+    mistral = uses_mistral_common(files, config) and files.find("tokenizer.json") is None
+    facts = model_facts(
+        files.name, config, own_template=own, given_template=given_template, mistral_common=mistral
+    )
+    return facts.code_encoder
+
+
+class _CachedFiles(ModelFiles):
+    """Of a hub repository, what an earlier start has fetched."""
+
+    def find(self, filename: str) -> Path | None:
+        from huggingface_hub import try_to_load_from_cache
+
+        try:
+            found = try_to_load_from_cache(self.name, filename)
+        except (OSError, ValueError):
+            return None
+        return Path(found) if isinstance(found, str) else None
+
+
 def model_facts(
     name: str,
     config: Mapping[str, Any],

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+from msgspec import inspect
 
 from sgl_router import __version__
+from sgl_router.cli import main as main_module
+from sgl_router.cli.gateway_flags import COMMANDS, FLAGS
 from sgl_router.cli.main import main
+from sgl_router.config import Config
+from sgl_router.config.suggest import schema_paths
 
 GOOD = """
 models: [{id: m, tokenizer_path: some-org/some-model}]
@@ -172,3 +179,96 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout.rstrip().endswith("loaded: []"), done.stdout
     if arguments == ["--version"]:
         assert f"sgl-router {__version__}" in done.stdout
+
+
+def test_check_warns_of_models_whose_chats_are_encoded_by_code(tmp_path, capsys) -> None:
+    coded, plain = tmp_path / "coded", tmp_path / "plain"
+    for folder, config in ((coded, {"architectures": ["DeepseekV4ForCausalLM"]}), (plain, {"model_type": "qwen3"})):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+    text = f"""
+models:
+- {{id: coded, tokenizer_path: {coded}}}
+- {{id: plain, tokenizer_path: {plain}}}
+- {{id: far, tokenizer_path: some-org/DeepSeek-VL2-tiny}}
+discovery: {{static_urls: {{urls: ["http://127.0.0.1:30001"]}}}}
+"""
+    assert main(["--config", write(tmp_path, text), "--check"]) == 0
+    output = capsys.readouterr()
+    warnings = [line for line in output.err.splitlines() if "by code" in line]
+    assert [line.partition(": the engine")[0].rpartition(" ")[2] for line in warnings] == ["models[0]", "models[2]"]
+    assert "chats of coded by code (dsv4)" in warnings[0] and "by load alone" in warnings[0]
+    assert "valid (static_urls" in output.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rows"),
+    [
+        (
+            ["--worker-urls", "http://a:30000", "http://b:30000", "--policy=cache_aware", "--host", "0.0.0.0"],
+            [
+                "--worker-urls  discovery.static_urls.urls",
+                "--policy       models[].policy (cache_aware is called cache_aware_zmq)",
+                "--host         server.host (127.0.0.1 by default)",
+            ],
+        ),
+        (["launch", "--pd-disaggregation"], ["--pd-disaggregation  prefill/decode disaggregation is not supported"]),
+        (["--router-dp-aware"], ["--router-dp-aware  always on"]),
+        (["--config", "c.yaml", "--port", "1"], ["--port  server.port"]),
+        (["--service-discovery"], ["--service-discovery  service discovery is not available yet"]),
+    ],
+)
+def test_flags_of_the_gateway_name_what_takes_their_place(capsys, arguments: list[str], rows: list[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 2
+    error = capsys.readouterr().err
+    assert "sgl-router --config FILE" in error and "docs/migrating.md" in error
+    told = [line.strip() for line in error.splitlines() if line.startswith("  ")]
+    assert len(told) == len(rows)
+    assert all(line.startswith(row) for line, row in zip(told, rows, strict=True)), told
+
+
+def test_flags_after_a_command_are_its_own(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--policy", "cache_aware"])
+    assert "argument --policy: invalid choice" in capsys.readouterr().err
+
+
+def guide_rows() -> list[tuple[list[str], str]]:
+    """Of the table of flags in docs/migrating.md: the flags of a row, and what stands in its second column."""
+    text = (pathlib.Path(__file__).parents[2] / "docs/migrating.md").read_text()
+    table = text.partition("\n## Flags\n")[2].partition("\n## ")[0]
+    rows = []
+    for line in table.splitlines():
+        if line.startswith("| `--"):
+            _, flags, keys, _ = line.split("|", 3)
+            rows.append((re.findall(r"--[a-z0-9*-]+", flags), keys))
+    return rows
+
+
+def test_the_guide_and_the_command_line_say_the_same_of_a_flag() -> None:
+    rows = guide_rows()
+    assert len(rows) > 25
+    for flags, told in rows:
+        keys: set[str] = set()
+        for flag in flags:
+            meant = [name for name in FLAGS if re.fullmatch(flag.replace("*", ".*"), name)]
+            assert meant, f"{flag} is in the guide only"
+            keys |= {key for name in meant for key in FLAGS[name].keys}
+        words = re.findall(r"`([a-z_.\[\]]+)[`:]", told)
+        for key in keys:
+            assert any(f".{key}".endswith(f".{word}") for word in words) or told == " none ", f"{flags}: no {key}"
+        for word in words:
+            if "." in word:
+                assert any(f".{key}".endswith(f".{word}") for key in keys), f"{flags}: {word} is the guide's only"
+
+
+def test_every_key_that_a_flag_names_is_in_the_schema() -> None:
+    paths = set(schema_paths(inspect.type_info(Config)))
+    for flag, found in FLAGS.items():
+        assert found.keys or found.note, flag
+        assert set(found.keys) <= paths, flag
+        assert flag.startswith("--")
+    commands = set(main_module._parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr]
+    assert commands == set(COMMANDS)

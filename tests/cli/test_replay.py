@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sgl_router.cli.flags import duration
 from sgl_router.cli.main import main
 from sgl_router.mock import MockWorker, MockWorkerConfig
 
@@ -79,7 +80,8 @@ def test_a_trace_gives_a_table_and_numbers(start: Start, trace: str, tmp_path: P
     assert done.stdout.startswith(f"t.jsonl to {worker.url}, model mock-model: rate 1x, blocks of 32 tokens")
     assert "12 due, 12 answered, no errors" in done.stdout
     assert "as many as meant in 100.0% of requests" in done.stdout
-    assert done.stderr == ""
+    (told,) = done.stderr.splitlines()
+    assert told.startswith(f"sgl-router replay: 12 requests to {worker.url}, sent over 0.11 s")
     found = json.loads(numbers.read_text())
     assert found["summary"]["answered"] == len(found["requests"]) == 12
     assert found["summary"]["hit_rate"] > 0.3
@@ -182,7 +184,9 @@ def test_as_many_files_may_be_open_as_requests(limits, set_to, monkeypatch: pyte
         (["--workload", "chats", "--html", "/nowhere/r.html"], "/nowhere/r.html: its folder does not exist"),
         (["--workload", "chats", "--compare", "/nowhere/r.json"], "No such file"),
         (["--workload", "chats", "--tokenizer", "/nowhere"], "tokenizer_path '/nowhere' does not exist"),
-        (["--workload", "chats", "--token-scale", "1/128"], "first blocks could not differ"),
+        (["--workload", "chats", "--token-scale", "1/3"], "; 171/512 makes them 171"),
+        (["--workload", "chats", "--token-scale", "1/1024"], "; 1/512 makes them 1"),
+        (["--workload", "chats", "--token-scale", "1/128"], "first blocks could not differ; 1/64 makes them 8"),
     ],
 )
 @pytest.mark.usefixtures("quiet")
@@ -226,3 +230,39 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.returncode == 0, done.stderr
     assert "answers are not fed\nback" in done.stdout
     assert done.stdout.rstrip().endswith("loaded: []")
+
+
+@pytest.mark.parametrize("scale", ["1/3", "0.3", "7/1000", "1/128", "1/1024", "1/7"])
+@pytest.mark.usefixtures("quiet")
+def test_a_token_scale_that_fails_names_one_that_works(scale: str, capsys) -> None:
+    """The values named, one after the other: the last of them is accepted."""
+    arguments = ["replay", "--url", "http://127.0.0.1:9", "--workload", "chats", "--limit", "1", "--token-scale"]
+    for _ in range(3):
+        status = main([*arguments, scale])
+        error = capsys.readouterr().err
+        if "makes them" not in error:
+            break
+        assert status == 2
+        scale = error.rpartition("; ")[2].split()[0]
+    assert status == 1, "sent, and not answered"
+    assert "1 requests to http://127.0.0.1:9" in error
+
+
+@pytest.mark.parametrize(
+    ("secs", "text"),
+    [(0.0, "0 s"), (2.51, "2.5 s"), (40.2, "40 s"), (119.4, "119 s"), (500, "8 min 20 s"), (600, "10 min"),
+     (11_520, "3 h 12 min")],
+)  # fmt: skip
+def test_durations_are_for_people(secs: float, text: str) -> None:
+    assert duration(secs) == text
+
+
+@pytest.mark.usefixtures("quiet")
+def test_it_says_how_long_it_takes_before_it_starts(tmp_path, capsys) -> None:
+    rows = [{"timestamp": at, "input_length": 512, "output_length": 1, "hash_ids": [1]} for at in (1_000, 1_003_000)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    refused = ["--url", "http://127.0.0.1:9", "--timeout", "90"]  # no server: it ends at once, and had said before
+    assert main(["replay", "--trace", str(tmp_path / "t.jsonl"), "--rate", "2", *refused]) == 1
+    first = capsys.readouterr().err.splitlines()[0]
+    assert "2 requests to http://127.0.0.1:9, sent over 8 min 21 s" in first
+    assert "at most 90 s after that" in first

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import inspect
@@ -109,6 +110,24 @@ def test_all_problems_at_once(minimal: Minimal, problems: Callable[..., list[str
         "server.hots",
         "server.port",
     ]
+
+
+@pytest.mark.parametrize(
+    "discovery",
+    [{"backend": "k8s"}, {"backend": "k8s", "k8s": {"port": 0, "selektor": 1}}, {"backend": "k8s", "worker_key": "x"}],
+)
+def test_that_k8s_is_not_available_stands_before_what_is_wrong_with_its_section(
+    minimal: Minimal, discovery: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(minimal(discovery=discovery))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "discovery.backend: k8s is not available yet, use static_urls"
+    assert len(lines) > 1
+
+
+def test_warn_is_warning(minimal: Minimal) -> None:
+    assert parse_config(minimal(observability={"log_level": "warn"})).config.observability.log_level == "warning"
 
 
 def test_a_file_is_read_and_checked(tmp_path: Path) -> None:

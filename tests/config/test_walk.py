@@ -25,7 +25,7 @@ def k8s(**changes: Any) -> dict[str, Any]:
     return {"discovery": {"backend": "k8s", "k8s": section}}
 
 
-SECTIONS = "server, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
+SECTIONS = "server, cors, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
 KEYS_OF_SERVER = (
     "host, port, max_body_bytes, max_buffered_bytes, shutdown_drain_secs, shutdown_grace_secs, http_front, processes"
 )
