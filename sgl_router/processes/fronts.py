@@ -18,6 +18,7 @@ from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.envelope import error_response
 from sgl_router.server.http.front import NativeFront
 from sgl_router.server.http.paced import Paced
+from sgl_router.server.views import LIVENESS_PATHS
 
 from .fallback import AWAY
 from .splice import Splice
@@ -45,15 +46,16 @@ class DataFront(NativeFront):
             return None
         method, _, rest = request.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
-        if path == b"/healthz":
-            return _answer(200, [], msgspec.json.encode({"status": "ok"}))
+        head_only = method == b"HEAD"
+        if path.decode("latin-1") in LIVENESS_PATHS:
+            return _answer(200, [], msgspec.json.encode({"status": "ok"}), head_only)
         if path == b"/readyz":
-            return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [AWAY]}))
+            return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [AWAY]}), head_only)
         if not refused:
             return None
         error = RoutingAway(AWAY)
         log_refusal(error, None, method.decode("latin-1"), path)
-        return _answer(*error_response(error))
+        return _answer(*error_response(error), head_only)
 
 
 class AdminFront:
@@ -87,8 +89,8 @@ async def _close_after(request: web.Request, response: web.StreamResponse) -> No
     response.headers["connection"] = "close"
 
 
-def _answer(status: int, headers: Headers, body: bytes) -> bytes:
+def _answer(status: int, headers: Headers, body: bytes, head_only: bool) -> bytes:
     headers = [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
     lines = [b"HTTP/1.1 %d %b" % (status, HTTPStatus(status).phrase.encode())]
-    return b"\r\n".join(lines + [b"%b: %b" % pair for pair in headers]) + b"\r\n\r\n" + body
+    return b"\r\n".join(lines + [b"%b: %b" % pair for pair in headers]) + b"\r\n\r\n" + (b"" if head_only else body)
 

@@ -60,8 +60,17 @@ class HeaderNames(dict[bytes, tuple[bytes, int]]):
 
 # `expect` is answered here; the rank is the router's to choose; the request id is set anew.
 _FORWARDED = HeaderNames((b"host", b"expect", RANK_HEADER, b"x-request-id"))
-# What the router itself says of an answer.
-RELAYED = HeaderNames((b"x-request-id", b"x-sgl-router-worker", b"x-sgl-router-decision", b"x-router-error-code"))
+# What the router itself says of an answer; which web pages may read it is not for a worker to say.
+_CORS = (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers", b"max-age")
+RELAYED = HeaderNames(
+    (
+        b"x-request-id",
+        b"x-sgl-router-worker",
+        b"x-sgl-router-decision",
+        b"x-router-error-code",
+        *(b"access-control-" + name for name in _CORS),
+    )
+)
 
 
 def forward_headers(incoming: Iterable[tuple[bytes, bytes]]) -> Headers:

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
@@ -22,6 +23,7 @@ from sgl_router.observability.refusals import RefusedByParser
 from sgl_router.proxy import ClientGone, Headers, forward_headers, header_lines, header_pairs
 from sgl_router.routing import LocalRouting
 
+from .cors import Cors, is_client_route
 from .decisions import decisions_view
 from .exchange import (
     FLUSH_SECS,
@@ -38,7 +40,7 @@ from .inbound import Inbound, request_id
 from .memory import BodyBudget, body_budget
 from .routes import DATA_ROUTES, Routes, Serve
 from .snapshots import SNAPSHOT_PATH, snapshot_route
-from .views import models_view, readiness_view, workers_view
+from .views import LIVENESS_PATHS, model_view, models_view, readiness_view, workers_view
 
 if TYPE_CHECKING:
     from .services import Services
@@ -79,22 +81,27 @@ def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunn
     # Malformed requests would each be a traceback; aiohttp tells the commonest of them at the debug level.
     server_logger.setLevel(logging.DEBUG)
     server_logger.addFilter(_REFUSED)
+    cors = Cors.of(services.config.cors)
     app = web.Application(
         client_max_size=services.config.server.max_body_bytes + 1,
-        middlewares=[_observe(Exchanges(services), routes)],
+        middlewares=[_observe(Exchanges(services), routes, cors)],
     )
     app.on_response_prepare.append(_sign)
     bodies = body_budget(services.config.server) if routes else BodyBudget(0)
+    if cors is not None:
+        app.on_response_prepare.append(_share(cors))
     for path, serve in routes.items():
         app.router.add_post(path, _data_route(services, serve, bodies))
     app.router.add_get("/v1/models", _view(lambda: (200, models_view(services))))
-    app.router.add_get("/healthz", _view(lambda: (200, {"status": "ok"})))
+    app.router.add_get("/v1/models/{id:.+}", _model(services))
+    for path in LIVENESS_PATHS:
+        app.router.add_get(path, _view(lambda: (200, {"status": "ok"})))
     app.router.add_get("/readyz", _view(lambda: readiness_view(services)))
     app.router.add_get("/workers", _view(lambda: (200, workers_view(services))))
     app.router.add_get("/metrics", _metrics(services))
     if isinstance(services.routing, LocalRouting):
         app.router.add_get("/internal/decisions", _decisions(services.routing))
-    app.router.add_get(SNAPSHOT_PATH, snapshot_route(services.index), allow_head=False)
+    app.router.add_get(SNAPSHOT_PATH, snapshot_route(services.index))
     return web.AppRunner(
         app,
         access_log=None,
@@ -109,6 +116,15 @@ async def _sign(request: web.Request, response: web.StreamResponse) -> None:
     """aiohttp has named itself by now, unless the worker's name is relayed."""
     if response.headers.get("server") == SERVER_SOFTWARE:
         response.headers["server"] = SERVER
+
+
+def _share(cors: Cors) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def prepare(request: web.Request, response: web.StreamResponse) -> None:
+        if is_client_route(request.path):
+            for name, value in header_pairs(cors.lines(list(request.raw_headers))):
+                response.headers.add(name.decode(), value.decode("latin-1"))
+
+    return prepare
 
 
 class _AiohttpOutbound:
@@ -260,6 +276,16 @@ def _view(answer: Callable[[], tuple[int, dict[str, Any]]]) -> _Handler:
     return handle
 
 
+def _model(services: Services) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        # Its name as it came, decoded once: in `match_info` an escaped slash stays escaped.
+        _, _, name = request.rel_url.raw_path.partition("/v1/models/")
+        body = msgspec.json.encode(model_view(services, unquote(name, errors="replace")))
+        return web.Response(body=body, content_type="application/json")
+
+    return handle
+
+
 def _metrics(services: Services) -> _Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         return web.Response(body=await services.metrics.render_aside(), headers={"content-type": CONTENT_TYPE})
@@ -275,7 +301,7 @@ def _decisions(routing: LocalRouting) -> _Handler:
     return handle
 
 
-def _observe(exchanges: Exchanges, routes: Routes) -> Any:
+def _observe(exchanges: Exchanges, routes: Routes, cors: Cors | None) -> Any:
     """Counts every request and response by route template, names it, and puts errors into the envelope."""
 
     @web.middleware
@@ -287,6 +313,10 @@ def _observe(exchanges: Exchanges, routes: Routes) -> Any:
         name = request[_ID] = request_id(list(request.raw_headers))
         status = 499
         exchanges.begin(route, request.method)
+        if cors is not None and is_client_route(request.path):
+            headers: Headers = list(request.raw_headers)
+            if cors.is_preflight(request.method, headers):
+                handler = _preflight(cors, headers)
         try:
             response = await _answer(exchanges, request, handler, name)
             status = response.status
@@ -299,6 +329,16 @@ def _observe(exchanges: Exchanges, routes: Routes) -> Any:
             exchanges.end(route, request.method, status)
 
     return middleware
+
+
+def _preflight(cors: Cors, headers: Headers) -> _Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        response = web.Response(status=204)
+        for name, value in header_pairs(cors.preflight(headers)):
+            response.headers.add(name.decode(), value.decode("latin-1"))
+        return response
+
+    return handle
 
 
 async def _answer(exchanges: Exchanges, request: web.Request, handler: _Handler, name: str) -> web.StreamResponse:

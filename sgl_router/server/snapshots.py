@@ -34,6 +34,8 @@ def snapshot_route(
         response = web.StreamResponse(headers={"content-type": "application/octet-stream"})
         try:
             await response.prepare(request)
+            if request.method == "HEAD":
+                return response
             async with contextlib.aclosing(encode_snapshot(index)) as chunks:
                 async for chunk in chunks:
                     await asyncio.wait_for(response.write(chunk), stall_secs)

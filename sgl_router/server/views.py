@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+
+from sgl_router.errors import ModelNotFound
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import RankStatus
     from sgl_router.workers import Target, Worker
 
-    from .services import Services
+    from .services import Model, Services
 
-__all__ = ["models_view", "readiness_view", "workers_view"]
+__all__ = ["LIVENESS_PATHS", "model_view", "models_view", "readiness_view", "workers_view"]
+
+LIVENESS_PATHS = ("/healthz", "/health")
 
 
 def readiness_view(services: Services) -> tuple[int, dict[str, Any]]:
@@ -24,15 +29,38 @@ def readiness_view(services: Services) -> tuple[int, dict[str, Any]]:
 
 def models_view(services: Services) -> dict[str, Any]:
     """OpenAI's list, of the configured models that some healthy worker serves."""
-    created, now = int(services.started_at), time.monotonic()
-    data = []
+    return {"object": "list", "data": [_model(services, model) for model in _served(services)]}
+
+
+def model_view(services: Services, name: str) -> dict[str, Any]:
+    """One entry of that list. Raises ModelNotFound for what is not in it."""
+    served = list(_served(services))
+    for model in served:
+        if model.id == name:
+            return _model(services, model)
+    raise ModelNotFound(
+        f"model {name[:200]!r} is not served here; served models: {sorted(model.id for model in served)}", "model"
+    )
+
+
+def _served(services: Services) -> Iterator[Model]:
+    now = time.monotonic()
     for model in services.models.values():
         if any(worker.serves(now) for worker in services.registry.for_model(model.id)):
-            entry = {"id": model.id, "object": "model", "created": created, "owned_by": "sglang", "root": model.id}
-            if model.tokenizer.max_model_len is not None:
-                entry["max_model_len"] = model.tokenizer.max_model_len
-            data.append(entry)
-    return {"object": "list", "data": data}
+            yield model
+
+
+def _model(services: Services, model: Model) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "id": model.id,
+        "object": "model",
+        "created": int(services.started_at),
+        "owned_by": "sglang",
+        "root": model.id,
+    }
+    if model.tokenizer.max_model_len is not None:
+        entry["max_model_len"] = model.tokenizer.max_model_len
+    return entry
 
 
 def workers_view(services: Services) -> dict[str, Any]:

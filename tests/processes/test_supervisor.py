@@ -154,6 +154,7 @@ async def start(workers: list[MockWorker], tmp_path: pathlib.Path) -> AsyncItera
             *,
             watch: tuple[float, int] | None = None,
             model: dict[str, Any] | None = None,
+            sections: dict[str, Any] | None = None,
             **server: Any,
         ) -> Router:
             path = tmp_path / "config.yaml"
@@ -163,6 +164,7 @@ async def start(workers: list[MockWorker], tmp_path: pathlib.Path) -> AsyncItera
                 "models": [{"id": MODEL, "tokenizer_path": tokenizer, **(model or {})}],
                 "discovery": {"static_urls": {"urls": [worker.url for worker in workers]}},
                 "health": {"interval_secs": 0.2},
+                **(sections or {}),
             }
             path.write_text(json.dumps(settings))
             arguments = [sys.executable, "-m", "sgl_router", "--config", str(path)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from sgl_router.errors import RouterError
 from sgl_router.proxy import ClientGone
+from sgl_router.server.cors import is_client_route
 from sgl_router.server.exchange import UNMATCHED, body_too_large, check_encoding, method_not_allowed
 from sgl_router.server.inbound import Inbound, request_id
 
@@ -203,6 +204,10 @@ class ClientConnection(asyncio.Protocol):
     def _objection(self, head: RequestHead) -> RouterError | None:
         """Why a request is refused whatever its body; such a body is not asked for."""
         if head.method != "POST":
+            cors = self.front.cors
+            if cors is not None and is_client_route(self._route) and cors.is_preflight(head.method, head.headers):
+                self._serve = cors.serve
+                return None
             return method_not_allowed(head.method, self._route)
         if head.unmet_expectation:
             return HttpRefused(HttpFault.EXPECTATION)
@@ -282,6 +287,9 @@ class ClientConnection(asyncio.Protocol):
             self._release()
         inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name, self._release)
         out = NativeOutbound(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
+        cors = self.front.cors
+        if cors is not None and is_client_route(self._route):
+            out.cors = cors.lines(head.headers)
         self._linger = refusal is not None and not keep_alive
         self.stage = _SERVING
         self.due = math.inf

@@ -9,6 +9,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from sgl_router.server.aiohttp_front import make_runner
+from sgl_router.server.cors import Cors
 from sgl_router.server.exchange import SERVER, Exchanges
 from sgl_router.server.memory import Trimmer, body_budget
 from sgl_router.server.routes import DATA_ROUTES, Routes
@@ -34,6 +35,7 @@ class NativeFront:
         self.limits = limits or HttpLimits()
         self.routes = {path.encode("ascii"): (path, serve) for path, serve in routes.items()}
         self.exchanges = Exchanges(services)
+        self.cors = Cors.of(services.config.cors)
         self.max_body_bytes = services.config.server.max_body_bytes
         self.bodies = body_budget(services.config.server)
         self.trimmer = Trimmer()

@@ -31,6 +31,7 @@ class NativeOutbound:
         "_http_1_0",
         "_request_id",
         "complete",
+        "cors",
         "keep_alive",
         "started",
         "status",
@@ -47,6 +48,7 @@ class NativeOutbound:
         self.keep_alive = keep_alive
         self.started = False
         self.complete = False
+        self.cors = b""  # lines that every response on this exchange has
         self.status = 499
 
     async def send(self, status: int, headers: Headers | bytes, body: bytes) -> None:
@@ -135,6 +137,8 @@ class NativeOutbound:
         """The head up to and including its blank line. ValueError where a header would break out of its line."""
         front = self._connection.front
         lines = headers if isinstance(headers, bytes) else header_lines(headers)
+        if self.cors:
+            lines += self.cors
         self.keep_alive = self.keep_alive and not front.services.closing
         if self.keep_alive:
             end = b"connection: keep-alive\r\n\r\n" if self._http_1_0 else b"\r\n"

@@ -1,0 +1,60 @@
+"""What clients see of several processes is what they see of one: liveness, models, HEAD, browsers, refusals."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+from yarl import URL
+
+from .test_supervisor import CHAT, MODEL, Router, Start, start, workers
+
+__all__ = ["start", "workers"]
+
+PAGE = "https://chat.example"
+LEAVE = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
+
+
+async def ask(router: Router, method: str, path: str, **request: Any) -> tuple[int, Any, bytes]:
+    url = URL(router.url + path, encoded=True)
+    async with router._session.request(method, url, **request) as response:
+        return response.status, response.headers, await response.read()
+
+
+async def test_the_surface_is_one(start: Start) -> None:
+    router = await start(sections={"cors": {"allowed_origins": [PAGE]}})
+    routing, *_ = await router.listening()
+    for path in ("/health", f"/v1/models/{MODEL}", "/readyz", "/metrics"):
+        status, headers, body = await ask(router, "GET", path, headers={"Origin": PAGE})
+        assert status == 200 and body
+        assert headers.get("access-control-allow-origin") == (PAGE if path.startswith("/v1/") else None)
+        status, head, nothing = await ask(router, "HEAD", path)
+        assert (status, nothing, head["content-type"]) == (200, b"", headers["content-type"])
+    assert (await ask(router, "GET", "/v1/models/nope"))[0] == 404
+    for path in (CHAT, "/v1/models"):
+        status, headers, _ = await ask(router, "OPTIONS", path, headers=LEAVE)
+        assert (status, headers["access-control-allow-origin"]) == (204, PAGE)
+    status, headers, _ = await ask(router, "OPTIONS", "/metrics", headers=LEAVE)
+    assert (status, "access-control-allow-origin" in headers) == (405, False)
+
+    # Each refusal has one line, whichever process refused.
+    await ask(router, "GET", "/nope?key=secret")
+    await ask(router, "GET", CHAT + "?key=secret")
+    body = {"model": "other", "messages": []}
+    await ask(router, "POST", CHAT, json=body)
+    for path, status in (("/nope", 404), (CHAT, 405)):
+        await router.until(lambda path=path: router.said("request", path=path, method="GET"), f"a line for {path}")
+        (line,) = router.said("request", path=path, method="GET")
+        assert (line["status"], line["outcome"]) == (status, "rejected")
+    await router.until(lambda: router.said("request", status=404, code="model_not_found", method="POST"), "a line")
+    assert "secret" not in router.text
+
+    # Without the routing process: alive, and HEAD is a head only, whoever gives it.
+    os.kill(routing, signal.SIGKILL)
+    await router.until(lambda: router.said("the routing process is away, deciding here"), "away is noticed")
+    for method, expected in (("GET", b'{"status":"ok"}'), ("HEAD", b"")):
+        told = await asyncio.gather(*(ask(router, method, "/health") for _ in range(8)))
+        assert {(status, body) for status, _, body in told} == {(200, expected)}
+        assert {headers["content-length"] for _, headers, _ in told} == {"15"}
