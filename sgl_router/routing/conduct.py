@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from sgl_router.observability.outcome import FAILURES, Outcome
 from sgl_router.policies import Unmatched
@@ -20,11 +20,8 @@ UNRENDERABLE = frozenset((Unmatched.TEMPLATE_ERROR, Unmatched.INVALID_MESSAGES))
 """The router could not render these requests itself: neither can the worker be expected to."""
 
 
-class Sent(NamedTuple):
-    """Tokens of `Refusals`: of all of the worker, and of the target."""
-
-    worker: int
-    target: int
+Sent: TypeAlias = tuple[int, int]
+"""Tokens of `Refusals`: of all of the worker, and of the target."""
 
 
 class End(NamedTuple):
@@ -44,7 +41,7 @@ class Conduct:
 
     | end | breaker | back-off |
     | --- | --- | --- |
-    | completed | success | free |
+    | completed | success | free (at its first good byte) |
     | 429, 503 | neither | the target, for Retry-After or the growing back-off |
     | 4xx | neither | the worker, where only it answers so (`OddOneOut`) |
     | failure | failure, but for another one of the same request (`Suspects`), or one of a request that the router could
@@ -61,40 +58,49 @@ class Conduct:
 
     def sent(self, target: Target, now: float) -> Sent:
         """A request is sent to the target."""
-        return Sent(target.worker.refusals.sent(now), target.refusals.sent(now))
+        worker = target.worker
+        if not worker.backed_off:
+            return worker.refusals.era, target.refusals.era
+        return worker.refusals.sent(now), target.refusals.sent(now)
 
     def good_byte(self, target: Target, sent: Sent, now: float) -> None:
         """The first good byte of its response is here."""
         worker = target.worker
         worker.heard = True
-        target.refusals.accepted(sent.target)
-        worker.refusals.accepted(sent.worker)
+        if not worker.troubled:
+            return
+        worker.refusals.accepted(sent[0])
+        target.refusals.accepted(sent[1])
         if worker.client_errors and self._odd_one_out.succeeded(worker, now):
             for peer in self._workers():
                 if peer.refusals.until is not None and peer.client_errors < self._odd_one_out.needed(401, now):
                     peer.refusals.forgive()
+        worker.troubled = not (worker.refusals.settled and all(one.refusals.settled for one in worker.targets))
+
+    def completed(self, permit: Permit, fingerprint: int | None, now: float) -> None:
+        """The request ended well; its first good byte has been told."""
+        permit.success(now)
+        if self._suspects and fingerprint is not None:
+            self._suspects.succeeded(fingerprint)
 
     def ended(self, target: Target, sent: Sent, permit: Permit, end: End, now: float) -> None:
-        """The request is over."""
+        """The request ended otherwise."""
         worker, outcome = target.worker, end.outcome
-        if outcome is Outcome.COMPLETED:
-            permit.success(now)
-            if self._suspects and end.fingerprint is not None:
-                self._suspects.succeeded(end.fingerprint)
-            return  # its first good byte has been told
         if outcome is Outcome.BACK_PRESSURE:
-            target.refusals.refused(sent.target, now, self._rng, end.retry_after_secs)
+            worker.troubled = True
+            target.refusals.refused(sent[1], now, self._rng, end.retry_after_secs)
         elif outcome is Outcome.CLIENT_ERROR:
+            worker.troubled = True
             if not end.unrenderable and self._odd_one_out.failed(worker, self._workers(), end.status, now):
-                worker.refusals.refused(sent.worker, now, self._rng)
+                worker.refusals.refused(sent[0], now, self._rng)
         elif outcome in FAILURES and self._counts(target, sent, permit, end, now):
             if permit.settled:  # praised at its first byte
                 permit.broke_off(now)
             else:
                 permit.failure(now)
         permit.release(now)
-        worker.refusals.released(sent.worker)
-        target.refusals.released(sent.target)
+        worker.refusals.released(sent[0])
+        target.refusals.released(sent[1])
 
     def _counts(self, target: Target, sent: Sent, permit: Permit, end: End, now: float) -> bool:
         """Whether a failure is news of the worker."""
@@ -104,6 +110,7 @@ class Conduct:
             return True
         blame = self._suspects.failed(end.fingerprint, target.worker.generation, now)
         if blame is Blame.REPEATED:
-            target.refusals.refused(sent.target, now, self._rng)
+            target.worker.troubled = True
+            target.refusals.refused(sent[1], now, self._rng)
             return permit.probes  # a half-open breaker's one request decides, whatever it was
         return blame is Blame.WORKER

@@ -233,7 +233,7 @@ class LocalLease:
         fingerprint: int | None = None,
     ) -> None:
         self._routing: LocalRouting | None = routing
-        self._conduct = routing.conduct(model_id)
+        self._conduct = routing._conduct.get(model_id) or routing.conduct(model_id)
         self._sent = self._conduct.sent(decision.target, guard.started)
         self._good = False
         self._fingerprint = fingerprint
@@ -299,9 +299,11 @@ class LocalLease:
         now, decision = routing._clock(), self.decision
         if outcome is Outcome.COMPLETED:
             self._begins_well(now)
-        unrenderable = unrenderable or decision.unmatched in UNRENDERABLE
-        end = End(outcome, status, retry_after_secs, unrenderable, self._fingerprint)
-        self._conduct.ended(decision.target, self._sent, self._permit, end, now)
+            self._conduct.completed(self._permit, self._fingerprint, now)
+        else:
+            unrenderable = unrenderable or decision.unmatched in UNRENDERABLE
+            end = End(outcome, status, retry_after_secs, unrenderable, self._fingerprint)
+            self._conduct.ended(decision.target, self._sent, self._permit, end, now)
         # What the log of decisions keeps must not keep the prompt's keys.
         expectation, self._expectation = self._expectation, None
         if expectation is not None and outcome is not Outcome.COMPLETED:

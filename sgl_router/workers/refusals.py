@@ -23,16 +23,22 @@ class Refusals:
     before the latest news change nothing, so that a burst in flight at the first refusal counts as one.
     """
 
-    __slots__ = ("_era", "_moved", "_probe_at", "_strikes", "until")
+    __slots__ = ("_moved", "_probe_at", "_strikes", "era", "until")
 
     def __init__(self, moved: Callable[[bool], None] = lambda backed_off: None) -> None:
         """`moved` is called with True when the target is backed off, with False when it is free again."""
         self.until: float | None = None
         """None while free; else from when on probes may be sent, monotonic seconds."""
         self._moved = moved
-        self._era = 1
+        self.era = 1
+        """What `sent` returns while free."""
         self._strikes = 0
         self._probe_at: float | None = None
+
+    @property
+    def settled(self) -> bool:
+        """Free, and as if it had never refused anything: what is accepted is no news."""
+        return self.until is None and not self._strikes
 
     def willing(self, now: float) -> bool:
         """Whether a request may be sent while others would take it; changes nothing."""
@@ -44,17 +50,17 @@ class Refusals:
     def sent(self, now: float) -> int:
         """A request is sent. Its result must be told with the token: the request may be the one probe."""
         if self.until is None:
-            return self._era
+            return self.era
         if not self.willing(now):
-            return -self._era  # no other target was left
-        self._era += 1
+            return -self.era  # no other target was left
+        self.era += 1
         self._probe_at = now
-        return self._era
+        return self.era
 
     def refused(self, token: int, now: float, rng: random.Random, retry_after_secs: float | None = None) -> None:
         """The request was refused. `retry_after_secs`: the worker's own word on when to come back."""
         stated = min(max(retry_after_secs or 0.0, 0.0), MAX_RETRY_AFTER_SECS)
-        if token != self._era:
+        if token != self.era:
             if self.until is not None:
                 self.until = max(self.until, now + stated)
             return
@@ -62,7 +68,7 @@ class Refusals:
         pause = min(INITIAL_SECS * 2**self._strikes, MAX_SECS) * rng.uniform(1 - _JITTER, 1 + _JITTER)
         if pause < MAX_SECS:
             self._strikes += 1
-        self._era += 1
+        self.era += 1
         self._probe_at = None
         self.until = now + max(pause, stated)
         if was_free:
@@ -70,7 +76,7 @@ class Refusals:
 
     def accepted(self, token: int) -> None:
         """The first good byte of the request's response is here."""
-        if abs(token) != self._era:
+        if abs(token) != self.era:
             return
         if self._strikes:
             self._strikes -= 1
@@ -78,7 +84,7 @@ class Refusals:
 
     def released(self, token: int) -> None:
         """The request ended without a word on whether the target takes requests. A probe's place is given back."""
-        if token == self._era:
+        if token == self.era:
             self._probe_at = None
 
     def forgive(self) -> None:
@@ -89,5 +95,5 @@ class Refusals:
     def _free(self) -> None:
         if self.until is not None:
             self.until = self._probe_at = None
-            self._era += 1
+            self.era += 1
             self._moved(False)

@@ -95,6 +95,7 @@ class Worker:
         "removed",
         "stats",
         "targets",
+        "troubled",
         "url",
     )
 
@@ -125,6 +126,8 @@ class Worker:
         self.moved: Callable[[Target | None, bool], None] = lambda target, backed_off: None
         """Called when a target, or all of the worker (None), is backed off (True) or free again. Must not raise."""
         self.client_errors = 0
+        self.troubled = False
+        """Whether a good response is news: after a refusal or a 4xx, until what is accepted has made up for it."""
         self.heard = False
         """Set by each good byte of a response; taken back by whoever probes the worker's health."""
         self.busy_until = float("-inf")
