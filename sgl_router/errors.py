@@ -84,7 +84,7 @@ class BodyTooLarge(RouterError):
 
 
 class UpstreamUnreachable(RouterError):
-    """No byte of the request was accepted, or the connection broke before an answer began."""
+    """No connection could be made, or it broke before a response began."""
 
     code, status = ErrorCode.UPSTREAM_UNREACHABLE, 502
 

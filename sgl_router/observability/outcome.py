@@ -18,12 +18,15 @@ class Outcome(str, Enum):
     WORKER_ERROR = "worker_error"
     """The worker answered another 5xx."""
     UNREACHABLE = "unreachable"
+    """No connection could be made: nothing was sent, so the request may go to another worker."""
+    NO_RESPONSE = "no_response"
+    """The request was sent, and the worker closed the connection without a response that could be read."""
     ERROR_EVENT = "error_event"
     """The worker answered 200, and what followed was an error that names a 5xx other than 503."""
     EMPTY = "empty"
     """The worker answered 200 and ended its response without one event or document that says anything."""
     ABORTED = "aborted"
-    """The worker ended a request that it had accepted (`finish_reason: "abort"`) before its first token."""
+    """The worker answered 200 and gave the request up (`finish_reason: "abort"`): somebody told it to."""
     INCOMPLETE = "incomplete"
     TIMEOUT = "timeout"
     EXPIRED = "expired"
@@ -39,6 +42,7 @@ FAILURES = frozenset(
         Outcome.ERROR_EVENT,
         Outcome.EMPTY,
         Outcome.UNREACHABLE,
+        Outcome.NO_RESPONSE,
         Outcome.INCOMPLETE,
         Outcome.TIMEOUT,
     )

@@ -5,6 +5,7 @@ from .headers import RANK_HEADER, Headers, forward_headers, header_lines, header
 from .outbound import ClientGone, DirectOutbound, Outbound
 from .pool import UpstreamExchange, UpstreamPool
 from .relay import Relayed, relay
+from .verdict import Said
 
 __all__ = [
     "RANK_HEADER",
@@ -14,6 +15,7 @@ __all__ = [
     "Headers",
     "Outbound",
     "Relayed",
+    "Said",
     "UpstreamExchange",
     "UpstreamPool",
     "forward_headers",

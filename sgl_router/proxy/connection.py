@@ -11,7 +11,19 @@ import httptools
 from sgl_router.errors import RouterError, UpstreamBodyIncomplete, UpstreamUnreachable
 
 from .answer_heads import AnswerHead, AnswerHeads
-from .headers import CODING, CONNECTION, LENGTH, RELAYED, TRAVELS, Headers, connection_options, header_lines
+from .crossing import CROSSING_SECS, unacknowledged
+from .headers import (
+    CODING,
+    CONNECTION,
+    LENGTH,
+    PLACE,
+    RELAYED,
+    TRAVELS,
+    Headers,
+    connection_options,
+    header_lines,
+    names_a_host,
+)
 
 __all__ = ["WHOLE_LIMIT", "Headers", "UpstreamConnection"]
 
@@ -49,6 +61,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_bodiless",
+        "_broke_at",
         "_buffered",
         "_busy",
         "_chunked",
@@ -65,6 +78,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_parser",
         "_piecewise",
         "_reading_paused",
+        "_sent_at",
         "_sink",
         "_transport",
         "_unsent",
@@ -106,6 +120,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._bodiless = False
         self._head_done = False
         self._head_bytes = 0
+        self._sent_at = self._broke_at = 0.0
         self._chunked = False
         self._distrusted = False
         self._hop_options: set[bytes] | None = None
@@ -136,7 +151,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._limit = WHOLE_LIMIT
         self._piecewise = False
         self.heard_by = _NOBODY
+        self._sent_at, self._broke_at = self._loop.time(), _NEVER
         if self.closed or transport is None:
+            self._broke_at = self._sent_at
             self._fail(_NO_ANSWER)
         elif len(body) <= JOIN_LIMIT:
             transport.write(head + body)
@@ -194,9 +211,14 @@ class UpstreamConnection(asyncio.Protocol):
         return self._lines
 
     @property
-    def unanswered(self) -> bool:
-        """Whether the worker closed the connection without a single byte in answer to the last request."""
-        return self.closed and not self._head_bytes and self._failure is not None
+    def crossed(self) -> bool:
+        """Whether the worker's close can have crossed the last request on its way: then nothing has read the request.
+
+        True where the connection was found closed, or broke within CROSSING_SECS of the request's first byte, without a
+        byte of response; never where the kernel knows that all of the request had arrived before the close. It does not
+        know after a reset.
+        """
+        return not self._head_bytes and self._broke_at - self._sent_at < CROSSING_SECS
 
     @property
     def reusable(self) -> bool:
@@ -318,9 +340,17 @@ class UpstreamConnection(asyncio.Protocol):
         if framed and not (self.stream or self._bodiless or self.closed or self._hop_options):
             _HEADS.learn(data, AnswerHead(self.status, self.headers, self.lines))
 
+    def eof_received(self) -> None:
+        """The worker has closed in good order: `connection_lost` follows."""
+        if self._busy and unacknowledged(self._transport) == 0:
+            self._sent_at = -_NEVER  # the close came after the request
+        self._broke()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if self._busy:
+            if exc is not None:  # a reset
+                self._broke()
             framed = self._chunked or self.content_length is not None
             if not self._head_done:
                 self._fail(_NO_ANSWER)
@@ -330,6 +360,10 @@ class UpstreamConnection(asyncio.Protocol):
                 self.complete, self._busy = True, False
         self._wake()
         self.leave()
+
+    def _broke(self) -> None:
+        if self._broke_at == _NEVER:
+            self._broke_at = self._loop.time()
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -366,6 +400,9 @@ class UpstreamConnection(asyncio.Protocol):
         elif kind == CONNECTION:
             if value != b"keep-alive" and value != b"close":
                 self._hop_options = connection_options(value) | (self._hop_options or set())
+        elif kind == PLACE:
+            if not names_a_host(value):
+                self.headers.append((lower, value))
         elif lower == b"content-type":
             self.headers.append((lower, value))
             self.stream = value[:17].lower() == b"text/event-stream"
@@ -404,5 +441,6 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 _NOBODY = _Nobody()
+_NEVER = float("inf")
 _HEADS = AnswerHeads()
 _NO_ANSWER = "the worker closed the connection before answering"

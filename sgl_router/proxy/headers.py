@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "CODING",
     "CONNECTION",
     "CONTENT_TYPE",
     "LENGTH",
+    "PLACE",
     "RANK_HEADER",
     "RELAYED",
     "TRAVELS",
@@ -17,6 +18,7 @@ __all__ = [
     "forward_headers",
     "header_lines",
     "header_pairs",
+    "names_a_host",
 ]
 
 Headers = list[tuple[bytes, bytes]]
@@ -25,7 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 RANK_HEADER = b"x-data-parallel-rank"
 
 # What to do with a header of a given name. Zero is the common case, so that a truth test is enough for it.
-TRAVELS, STAYS, CONNECTION, LENGTH, CODING, CONTENT_TYPE = range(6)
+TRAVELS, STAYS, CONNECTION, LENGTH, CODING, CONTENT_TYPE, PLACE = range(7)
 
 _SPECIAL = {
     b"connection": CONNECTION,
@@ -44,13 +46,14 @@ _MOST_REMEMBERED = 512
 class HeaderNames(dict[bytes, tuple[bytes, int]]):
     """Name as received -> name in lower case, what to do with it. Remembers the names it has met, up to a bound."""
 
-    def __init__(self, stays: Iterable[bytes]) -> None:
+    def __init__(self, stays: Iterable[bytes], special: Mapping[bytes, int] | None = None) -> None:
         super().__init__()
         self._stays = _HOP_BY_HOP | frozenset(stays)
+        self._special = {**_SPECIAL, **(special or {})}
 
     def __missing__(self, name: bytes) -> tuple[bytes, int]:
         lower = name.lower()
-        found = lower, STAYS if lower in self._stays else _SPECIAL.get(lower, TRAVELS)
+        found = lower, STAYS if lower in self._stays else self._special.get(lower, TRAVELS)
         if len(name) <= _LONGEST_REMEMBERED:
             if len(self) >= _MOST_REMEMBERED:
                 self.clear()
@@ -60,16 +63,19 @@ class HeaderNames(dict[bytes, tuple[bytes, int]]):
 
 # `expect` is answered here; the rank is the router's to choose; the request id is set anew.
 _FORWARDED = HeaderNames((b"host", b"expect", RANK_HEADER, b"x-request-id"))
-# What the router itself says of an answer; which web pages may read it is not for a worker to say.
 _CORS = (b"allow-origin", b"allow-credentials", b"allow-methods", b"allow-headers", b"expose-headers", b"max-age")
+# What the router itself says of a response; which web pages may read it is not for a worker to say, and `alt-svc`
+# offers other ports of a worker, which clients do not reach.
 RELAYED = HeaderNames(
     (
         b"x-request-id",
         b"x-sgl-router-worker",
         b"x-sgl-router-decision",
         b"x-router-error-code",
+        b"alt-svc",
         *(b"access-control-" + name for name in _CORS),
-    )
+    ),
+    dict.fromkeys((b"location", b"content-location", b"refresh", b"link"), PLACE),
 )
 
 
@@ -98,6 +104,12 @@ def header_pairs(lines: bytes) -> Headers:
     """What `header_lines` was made of."""
     pairs = [line.partition(b": ") for line in lines.split(b"\r\n")[1:]]
     return [(name, value) for name, _, value in pairs]
+
+
+def names_a_host(value: bytes) -> bool:
+    """Whether a header that says where something is may say on which host; a path alone does not. Workers have more
+    names than the router knows, so any host is taken to be one."""
+    return b":" in value or b"//" in value or b"\\" in value
 
 
 def connection_options(value: bytes) -> set[bytes]:

@@ -91,8 +91,9 @@ class UpstreamPool:
         With a `deadline`, a connection must be had within `connect_secs` (name, handshakes, waiting in line), and the
         answer within `answer_secs` of the call; the deadline is left armed.
 
-        A kept-alive connection that the worker closed under the request, no byte answered, is replaced once by a
-        fresh one: the worker had decided to close it before it saw the request.
+        Where a kept-alive connection's close crossed the request on its way (`UpstreamConnection.crossed`), the request
+        is sent once more, on a fresh connection to the same worker. ConnectFailed means that nothing was ever sent:
+        where that fresh connection cannot be had, UpstreamUnreachable is raised.
         """
         address = self._addresses.get(url)
         if address is None:
@@ -103,27 +104,35 @@ class UpstreamPool:
             method, path, address.authority, lines, len(body)
         )  # fmt: skip
         connection = address.take(answer_by - answer_secs - IDLE_SECS)
-        retried = False
+        resent = False
         while True:
             reused = connection is not None
             if connection is None:
                 if deadline is not None:
-                    deadline.arm(connect_secs, _not_connected(connect_secs))
+                    deadline.arm(connect_secs, (_not_reconnected if resent else _not_connected)(connect_secs))
                 connection = await address.place()
                 reused = connection is not None
                 if connection is None:
-                    connection = await self._connect(address)
+                    try:
+                        connection = await self._connect(address)
+                    except ConnectFailed as error:
+                        if resent:
+                            raise UpstreamUnreachable(_NOT_AGAIN) from error
+                        raise
+                elif connection.closed:  # while it was handed on
+                    connection = None
+                    continue
             if deadline is not None:
                 deadline.arm(answer_by - self._clock(), _not_answered(answer_secs))
             try:
                 await connection.request(head, body, method == b"HEAD")
                 return UpstreamExchange(self, address, connection)
             except UpstreamUnreachable:
-                stale = reused and connection.unanswered
+                again = reused and not resent and connection.crossed
                 connection.close()
-                if retried or not stale:
+                if not again:
                     raise
-                retried, connection = True, None
+                resent, connection = True, None
             except BaseException:
                 connection.close()
                 raise
@@ -182,11 +191,17 @@ class UpstreamPool:
 
 
 _NEVER = float("inf")
+_NOT_AGAIN = "the worker closed the connection as the request was sent, and no other could be made"
 
 
 @lru_cache(maxsize=16)
 def _not_connected(secs: float) -> Callable[[], RouterError]:
     return lambda: ConnectFailed(f"no connection to the worker within {secs:g} s")
+
+
+@lru_cache(maxsize=16)
+def _not_reconnected(secs: float) -> Callable[[], RouterError]:
+    return lambda: UpstreamUnreachable(f"{_NOT_AGAIN} within {secs:g} s")
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,7 @@ from sgl_router.errors import (
 from sgl_router.observability import Outcome, RequestRecord
 from sgl_router.observability.outcome import FAILURES
 from sgl_router.policies import Unmatched
-from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Outbound, Relayed, header_lines, relay
+from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Outbound, Relayed, Said, header_lines, relay
 from sgl_router.proxy.retry_after import retry_after_secs
 
 from .ask import is_unrenderable, make_ask
@@ -48,7 +48,7 @@ ERROR_EVENT_SECS = 5.0
 _OUTCOMES: dict[type[Exception], Outcome] = {
     UpstreamTimeout: Outcome.TIMEOUT,
     UpstreamBodyIncomplete: Outcome.INCOMPLETE,
-    UpstreamUnreachable: Outcome.UNREACHABLE,
+    UpstreamUnreachable: Outcome.NO_RESPONSE,
     StaleRequestExpired: Outcome.EXPIRED,
 }
 
@@ -176,25 +176,33 @@ async def _send(
                 added_lines=_decision_lines(decision),
                 first_byte=first_byte,
             )
-    if status < 400:
-        record.outcome = Outcome.COMPLETED
-        record.cached_tokens = relayed.usage.cached_tokens()
-    elif status in (429, 503):
-        record.outcome = Outcome.BACK_PRESSURE
-    elif status >= 500:
-        record.outcome = Outcome.WORKER_ERROR
+    outcome = record.outcome = _outcome(relayed)
+    ending = relayed.ending
+    if outcome is Outcome.COMPLETED:
+        record.cached_tokens = ending.cached_tokens
+        lease.end(outcome, ending.cached_tokens, ending.output_tokens if relayed.streamed and ask.costed else None)
     else:
-        record.outcome = Outcome.CLIENT_ERROR
-    wanted = relayed.streamed and ask.costed
-    unasked = record.outcome in FAILURES and decision.unmatched is Unmatched.NOT_ASKED
-    lease.end(
-        record.outcome,
-        record.cached_tokens,
-        relayed.usage.output_tokens() if wanted else None,
-        status=status,
-        retry_after_secs=None if status < 400 else retry_after_secs(exchange.headers, time.time()),
-        unrenderable=unasked and await is_unrenderable(services.models[ask.model_id], inbound.body),
-    )
+        unasked = outcome in FAILURES and decision.unmatched is Unmatched.NOT_ASKED
+        lease.end(
+            outcome,
+            status=relayed.judged_status,
+            retry_after_secs=None if relayed.status < 400 else retry_after_secs(exchange.headers, time.time()),
+            unrenderable=unasked and await is_unrenderable(services.models[ask.model_id], inbound.body),
+        )
+
+
+def _outcome(relayed: Relayed) -> Outcome:
+    """Of a response that is whole."""
+    said, status = relayed.ending.said, relayed.judged_status
+    if status in (429, 503):
+        return Outcome.BACK_PRESSURE
+    if status >= 500:
+        return Outcome.ERROR_EVENT if relayed.status < 400 else Outcome.WORKER_ERROR
+    if status >= 400:
+        return Outcome.CLIENT_ERROR
+    if said is Said.GOOD:
+        return Outcome.COMPLETED
+    return Outcome.ABORTED if said is Said.ABORTED else Outcome.EMPTY
 
 
 def _stale(services: Services, out: Outbound) -> StaleRequestExpired:

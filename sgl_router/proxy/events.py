@@ -1,0 +1,86 @@
+"""A worker's server-sent events, as far as the router looks at them: the first ones and the last ones. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .verdict import NOTHING, Said, Verdict, judge, judge_start
+
+__all__ = ["MOST_BYTES", "FirstEvents", "data_of", "last_data"]
+
+# An event that is longer is judged by its beginning.
+MOST_BYTES = 64 << 10
+_BOM = b"\xef\xbb\xbf"
+_DONE = b"[DONE]"
+
+
+class FirstEvents:
+    """Fed with a stream's pieces until an event says what the stream is. Keeps little more than MOST_BYTES."""
+
+    __slots__ = ("_rest", "_started")
+
+    def __init__(self) -> None:
+        self._rest = b""  # of an event whose blank line has not come
+        self._started = False
+
+    def feed(self, piece: bytes) -> Verdict:
+        """What the events say that `piece` completes: the first GOOD or ERROR, else the last OPENING or ABORTED."""
+        if not self._started:
+            piece = self._rest + piece
+            if len(piece) < len(_BOM) and _BOM.startswith(piece):
+                self._rest = piece
+                return NOTHING
+            self._started, self._rest = True, b""
+            if piece[:6] == b"data: " and piece[-2:] == b"\n\n" and piece.count(b"\n") == 2 and b"\r" not in piece:
+                return _judge(piece[6:-2])  # one event, as every engine writes it
+            if piece[:3] == _BOM:
+                piece = piece[3:]
+        text = self._rest + piece
+        half = text[-1:] == b"\r"  # perhaps of a CRLF
+        *events, rest = _blocks(text[:-1] if half else text)
+        found = NOTHING
+        for event in events:
+            verdict = _judge(data_of(event))
+            if verdict.said is not Said.NOTHING:
+                found = verdict
+            if verdict.said is Said.GOOD or verdict.said is Said.ERROR:
+                return verdict
+        if len(rest) > MOST_BYTES:
+            at = 0 if rest[:5] == b"data:" else rest.find(b"\ndata:") + 1
+            if at or rest[:5] == b"data:":
+                return judge_start(rest[at + 5 :])
+            rest = b":"  # a comment or another field, without end: so is what follows
+        self._rest = rest + b"\r" if half else rest
+        return found
+
+    def end(self) -> Verdict:
+        """The stream is over: what an event without its blank line says."""
+        return _judge(data_of(self._rest.rstrip(b"\r\n")))
+
+
+def data_of(event: bytes) -> bytes:
+    """The data of one event with LF at its lines' ends, joined; empty where it has none."""
+    if event[:6] == b"data: " and b"\n" not in event:
+        return event[6:]
+    lines = [line[5:] for line in event.split(b"\n") if line[:5] == b"data:"]
+    return b"\n".join([line[1:] if line[:1] == b" " else line for line in lines])
+
+
+def last_data(tail: bytes) -> Iterator[bytes]:
+    """The data of a stream's events, the last one first, `[DONE]` and what has none left out. The first event of
+    `tail` may be cut."""
+    for event in reversed(_blocks(tail)):
+        data = data_of(event)
+        if data and data.strip() != _DONE:
+            yield data
+
+
+def _blocks(text: bytes) -> list[bytes]:
+    """What stands between blank lines, with LF for CRLF and CR."""
+    if b"\r" in text:
+        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return text.split(b"\n\n")
+
+
+def _judge(data: bytes) -> Verdict:
+    return NOTHING if not data or data.strip() == _DONE else judge(data)
