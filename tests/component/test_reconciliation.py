@@ -93,7 +93,7 @@ async def test_prefixes_of_salts_that_the_events_do_not_tell_cost_no_others_thei
 
 
 async def test_one_conversation_that_never_comes_true_loses_its_own_claims(rig) -> None:
-    """The engine drops it after each turn, and says nothing of it."""
+    """The engine drops it between its turns, and says nothing of it; what others ask for it has."""
     fleet = await rig()
     worker = fleet.workers[0]
     for number in range(4):
@@ -105,13 +105,11 @@ async def test_one_conversation_that_never_comes_true_loses_its_own_claims(rig) 
             await fleet.ask(f"{number} {PROMPT}")
         await worker.idle()
         publisher.faults.muted = True
-        kept = worker.cache.blocks
         worker.cache.clear()
         reasons.append((await fleet.ask(f"0 {PROMPT}")).decision["reason"])
         for number in range(1, 4):
             await worker_only(worker, fleet, f"{number} {PROMPT}")
         await worker.idle()
-        assert kept is not None
         publisher.faults.muted = False
     assert rank(fleet).state.value == "live"
     assert fleet.services.index.totals.resyncs == 0
