@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -226,6 +227,57 @@ async def test_an_unhealthy_worker_stays_registered_and_recovers_as_itself(
     worker.answers["/ready"] = (200, "")
     await until(fleet.is_in(worker.url, HEALTHY))
     assert fleet.registry.get(worker.url) is first and not first.removed
+
+
+async def test_a_probe_without_answer_is_excused_by_good_bytes_since_the_last(
+    make_fleet: Any, worker: Any, until: Any
+) -> None:
+    health = {"failure_threshold": 2, "timeout_secs": 0.02}
+    fleet, first = await a_healthy(make_fleet, until, worker, health=health)
+    worker.hang.add("/ready")
+    probes = worker.calls["/ready"]
+    with capture_logs() as logs:
+        while worker.calls["/ready"] < probes + 8:
+            assert first.health is HEALTHY
+            first.heard = True  # as each piece of a stream does
+            await asyncio.sleep(0)
+    assert any("responses go on" in line["event"] for line in logs)
+    await until(fleet.is_in(worker.url, UNHEALTHY), "silence is no excuse")
+    assert fleet.registry.candidates("m", time.monotonic()) == list(first.targets), "alive not long ago, the only one"
+    first.heard = True
+    await until(fleet.is_in(worker.url, HEALTHY), "bytes bring it back")
+    assert fleet.worker(worker.url) is first
+
+
+@pytest.mark.parametrize("how", ["refuses", "breaks off", "says not ready"])
+async def test_good_bytes_are_no_excuse_for_what_is_no_silence(
+    make_fleet: Any, worker: Any, until: Any, how: str
+) -> None:
+    """A worker that was killed leaves within the threshold, whatever it had sent just before."""
+    health = {"failure_threshold": 2, "success_threshold": 1_000}
+    fleet, first = await a_healthy(make_fleet, until, worker, health=health)
+    if how == "refuses":
+        await worker.refuse()
+    elif how == "breaks off":
+        worker.drop.add("/ready")
+    else:
+        worker.answers["/ready"] = (503, "")
+    while first.health is HEALTHY:
+        first.heard = True
+        await asyncio.sleep(0.001)
+    assert first.health is UNHEALTHY
+    assert not first.busy(time.monotonic()) and fleet.registry.candidates("m", time.monotonic()) == []
+
+
+async def test_a_new_incarnation_is_not_excused_by_what_the_old_one_sent(
+    make_fleet: Any, worker: Any, until: Any
+) -> None:
+    fleet, first = await a_healthy(make_fleet, until, worker, reintrospect_every=1)
+    worker.info(random_seed=2, startup_time=2.0, version="0.5.24")
+    await until(lambda: fleet.worker(worker.url) is not first, "another incarnation")
+    first.heard = True
+    second = fleet.worker(worker.url)
+    assert not second.heard and second.busy_until < 0
 
 
 async def test_fewer_failures_than_the_threshold_change_nothing(make_fleet: Any, worker: Any, until: Any) -> None:

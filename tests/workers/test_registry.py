@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import time
 
 import pytest
@@ -154,3 +155,39 @@ def test_targets_are_the_ranks_of_their_worker() -> None:
     assert [target.dp_rank for target in worker.targets] == [0, 1, 2]
     assert {target.worker for target in worker.targets} == {worker}
     assert not hasattr(worker.targets[0], "__dict__"), "a misspelt attribute must not be silently added"
+
+
+def test_who_is_backed_off_is_a_candidate_only_where_no_one_else_is() -> None:
+    registry = WorkerRegistry()
+    one, two = healthy(A, dp_size=2), healthy(B)
+    registry.add(one)
+    registry.add(two)
+    rng = random.Random(1)
+    one.targets[1].refusals.refused(one.targets[1].refusals.sent(0.0), 0.0, rng, 10.0)
+    assert set(registry.candidates("m", 5.0)) == {one.targets[0], two.targets[0]}
+    one.refusals.refused(one.refusals.sent(0.0), 0.0, rng, 20.0)
+    assert registry.candidates("m", 5.0) == [two.targets[0]]
+    assert registry.candidates("m", 10.0) == [two.targets[0]], "all of the worker"
+    assert registry.candidates("m", 5.0, without={two}) == list(one.targets)
+    assert set(registry.candidates("m", 20.0)) == {*one.targets, *two.targets}, "for a probe of each"
+    one.refusals.accepted(one.refusals.sent(20.0))
+    one.targets[1].refusals.accepted(one.targets[1].refusals.sent(20.0))
+    assert one.backed_off == 0 and len(registry.candidates("m", 20.0)) == 3
+
+
+def test_a_busy_worker_is_a_candidate_where_no_healthy_one_is() -> None:
+    registry = WorkerRegistry()
+    one, two = healthy(A), healthy(B)
+    registry.add(one)
+    registry.add(two)
+    one.health = HealthState.UNHEALTHY
+    one.busy_until = 60.0
+    assert registry.candidates("m", 0.0) == list(two.targets)
+    two.health = HealthState.UNHEALTHY
+    assert registry.candidates("m", 0.0) == list(one.targets)
+    assert registry.candidates("m", 60.0) == [], "not for ever"
+    assert registry.candidates("m", 0.0, without={one}) == []
+    permit = one.breaker.acquire(0.0)
+    assert permit is not None
+    permit.failure(0.0)
+    assert registry.candidates("m", 0.0) == [], "nor past its breaker"
