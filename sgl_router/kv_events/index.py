@@ -255,6 +255,7 @@ class KvIndex:
             readable=lambda _: self.pump.wake(feed),
             connection=lambda _, connected: self._connection(rank, connected),
             lost=lambda _: rank.stream.suspend(),
+            of={"worker": rank.target.worker.id, "url": rank.target.worker.url, "dp_rank": rank.target.dp_rank},
         )
         feed = rank.feed = Feed(subscriber, rank.stream)
         endpoint = source.replay_endpoint(rank.target.dp_rank)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import structlog
@@ -23,6 +24,8 @@ log = structlog.get_logger(__name__)
 _RETRY_SECS = (0.1, 2.0)
 _STABLE_SECS = 5.0
 _CONNECT_MS = 3_000
+# So long without a connection, and somebody should look: a worker that starts or restarts takes less, mostly.
+_UNANSWERED_SECS = 10.0
 # Longer than any handshake: covers what libzmq reports no event for, such as a name that does not resolve.
 _WATCHDOG_SECS = 10.0
 _ENDED = (
@@ -46,6 +49,9 @@ class Subscriber:
 
     `readable(self)`: messages may be waiting. libzmq signals readiness by edge: call `receive` until it returns None;
     whoever stops earlier must come back by itself.
+
+    Where nothing has answered for `unanswered_secs`, one warning says so, and one line when it does: `of` says in them
+    whose endpoint it is.
     """
 
     def __init__(
@@ -59,6 +65,8 @@ class Subscriber:
         readable: Callable[[Subscriber], None],
         connection: Callable[[Subscriber, bool], None],
         lost: Callable[[Subscriber], None] = lambda subscriber: None,
+        of: Mapping[str, object] = MappingProxyType({}),
+        unanswered_secs: float = _UNANSWERED_SECS,
     ) -> None:
         self.endpoint = endpoint
         self.connected = False
@@ -80,6 +88,10 @@ class Subscriber:
         self._closed = False
         self._retry = _RETRY_SECS[0]
         self._connected_at = 0.0
+        self._of = of
+        self._unanswered_secs = unanswered_secs
+        self._since = self._loop.time()  # there is no connection
+        self._warned = False
         self._timer: asyncio.Handle | None = self._loop.call_soon(self._open)
 
     def receive(self) -> list[bytes] | None:
@@ -145,8 +157,23 @@ class Subscriber:
 
     def _open_later(self) -> None:
         if not self._closed:
+            self._warn()
             self._timer = self._loop.call_later(self._retry * random.uniform(0.8, 1.2), self._open)
             self._retry = min(self._retry * 2, _RETRY_SECS[1])
+
+    def _warn(self) -> None:
+        """Say once that nothing answers. libzmq says nothing of the kind, it dials again for ever."""
+        waited = self._loop.time() - self._since
+        if not self._warned and waited >= self._unanswered_secs:
+            self._warned = True
+            log.warning(
+                "event port does not answer",
+                **self._of,
+                endpoint=self.endpoint,
+                secs=round(waited),
+                check="the endpoint in the worker's --kv-events-config: its own port, bound to an address that can be "
+                "reached from here, let through by firewalls, containers and Kubernetes services",
+            )
 
     def _drop_socket(self) -> None:
         socket, self._socket = self._socket, None
@@ -179,6 +206,9 @@ class Subscriber:
                 self.connected = True
                 self._connected_at = self._loop.time()
                 log.debug("kv event socket connected", endpoint=self.endpoint)
+                if self._warned:
+                    self._warned = False
+                    log.info("event port answers", **self._of, endpoint=self.endpoint)
                 self._connection(self, True)
             else:
                 self._end()
@@ -193,6 +223,7 @@ class Subscriber:
             self._timer = None
         if self.connected:
             self.connected = False
+            self._since = self._loop.time()
             if self._loop.time() - self._connected_at > _STABLE_SECS:
                 self._retry = _RETRY_SECS[0]  # a connection that breaks at once does not count as one
             log.debug("kv event socket lost", endpoint=self.endpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,7 @@ class LoadChannel:
             max_message_bytes=_MAX_FRAME_BYTES,
             readable=self._readable,
             connection=lambda subscriber, connected: None,
+            unanswered_secs=math.inf,  # LoadWatch says what a silent channel means
         )
 
     def close(self) -> None:

@@ -43,6 +43,9 @@ class LoadWatch:
 
     A worker that advertises a load channel is listened to, and asked only while a rank of it has been silent for
     `silent_secs`; any other is asked every `interval_secs`. Nothing is reported of a worker after its removal.
+
+    Where no worker has told its load for `failing_secs`, though questions were asked, one warning says so, and one line
+    when one does: those that have no endpoint to ask, or left, are not counted.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class LoadWatch:
         interval_secs: float = 1.0,
         timeout_secs: float = 5.0,
         silent_secs: float = 3.0,
+        failing_secs: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ) -> None:
@@ -63,6 +67,8 @@ class LoadWatch:
         self._api_key = api_key
         self._settings = PollSettings(interval_secs, timeout_secs)
         self._silent_secs = silent_secs
+        self._failing_secs = failing_secs
+        self._failing = False
         self._clock = clock
         self._rng = random.Random() if rng is None else rng
         self._watched: dict[Worker, _Watched] = {}
@@ -107,13 +113,15 @@ class LoadWatch:
             rng=self._rng,
             due_in=lambda: self._due_in(watched),
             report=lambda rank, report, at: self._polled(watched, rank, report, at),
-            count=lambda outcome: self._count(LoadSource.POLL, outcome),
+            count=lambda outcome: self._asked(watched, outcome),
         )
 
     def worker_removed(self, worker: Worker) -> None:
         watched = self._watched.pop(worker, None)
         if watched is not None:
             self._end(watched)
+        if not self._watched:
+            self._failing = False
 
     async def stop(self) -> None:
         """Follow nobody any more, and close every connection. Safe to call twice."""
@@ -139,6 +147,7 @@ class LoadWatch:
     def _heard(self, watched: _Watched, target: Target, report: LoadReport) -> None:
         now = self._clock()
         watched.heard[target.dp_rank] = now
+        self._told(watched, now)
         if watched.silent and not watched.silence(now, self._silent_secs):
             watched.silent = False
             log.info("load channel speaks again", url=watched.worker.url)
@@ -175,6 +184,37 @@ class LoadWatch:
             log.info("load channel is silent, asking instead", url=watched.worker.url)
         return 0.0
 
+    def _asked(self, watched: _Watched, outcome: LoadOutcome) -> None:
+        self._count(LoadSource.POLL, outcome)
+        if outcome is LoadOutcome.OK:
+            self._told(watched, self._clock())
+        elif outcome is LoadOutcome.UNSUPPORTED:
+            watched.tells = False
+        else:
+            self._look(outcome)
+
+    def _told(self, watched: _Watched, now: float) -> None:
+        watched.told = now
+        if self._failing:
+            self._failing = False
+            log.info("workers tell their load again", url=watched.worker.url)
+
+    def _look(self, outcome: LoadOutcome) -> None:
+        """After a question that failed: whether that is the fleet's."""
+        asked = [one for one in self._watched.values() if one.tells]
+        now = self._clock()
+        if self._failing or not asked or any(now - one.told < self._failing_secs for one in asked):
+            return
+        self._failing = True
+        log.warning(
+            "no worker tells its load",
+            workers=len(asked),
+            secs=round(min(now - one.told for one in asked)),
+            outcome=outcome.value,
+            effect="kv_cost goes by the router's own account of them alone",
+            check="the lines 'worker did not tell its load', and discovery.worker_api_key_env",
+        )
+
     def _count(self, source: LoadSource, outcome: LoadOutcome) -> None:
         self.counts[source, outcome] += 1
 
@@ -182,13 +222,17 @@ class LoadWatch:
 class _Watched:
     """One incarnation of a worker, and how it is followed."""
 
-    __slots__ = ("channels", "counts_launches", "heard", "poller", "silent", "worker")
+    __slots__ = ("channels", "counts_launches", "heard", "poller", "silent", "tells", "told", "worker")
 
     def __init__(self, worker: Worker, now: float) -> None:
         self.worker = worker
         self.channels: list[LoadChannel] = []
         self.poller: LoadPoller | None = None
         self.heard = [now] * worker.dp_size
+        self.told = now
+        """The last moment at which it did, or was new."""
+        self.tells = True
+        """False for a worker that has no endpoint to ask."""
         self.silent = False
         version = parse_version(worker.info.version)
         self.counts_launches = version is not None and version < _COUNTS_COMPLETIONS

@@ -3,7 +3,7 @@ disappear with it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -28,9 +28,10 @@ class FleetCollector(Collector):
     Faults are there before they happen: see `Counter.show`.
     """
 
-    def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
+    def __init__(self, registry: WorkerRegistry, index: KvIndex, pending: Callable[[], Sized] = tuple) -> None:
         self._workers = registry
         self._index = index
+        self._pending = pending
 
     def describe(self) -> Iterable[Metric]:
         return ()
@@ -41,6 +42,11 @@ class FleetCollector(Collector):
         for mode in WorkerMode:
             count.add_metric((mode.value,), sum(worker.mode is mode for worker in workers))
         yield count
+        yield GaugeMetricFamily(
+            "sgl_router_workers_pending",
+            "Configured workers that are not registered: they have not answered yet.",
+            value=len(self._pending()),
+        )
 
         outcomes = CounterMetricFamily(
             "sgl_router_worker_requests",

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-__all__ = ["Count", "Counter", "Gauge", "Histogram", "Spread"]
+__all__ = ["Count", "Counter", "Gauge", "Histogram", "Levels", "Spread"]
 
 _Child = TypeVar("_Child", "Count", "Spread")
 
@@ -116,6 +116,32 @@ class Histogram(_Family[Spread]):
             buckets = list(zip(self._names, accumulate(child.counts), strict=True))
             if buckets[-1][1] or not values:
                 family.add_metric(values, buckets, child.total)
+        return family
+
+
+class Levels:
+    """A gauge with labels: what is so now, by label set. A label set is shown from `set` to `drop`."""
+
+    __slots__ = ("_help", "_labels", "_name", "values")
+
+    def __init__(self, name: str, text: str, labels: Sequence[str]) -> None:
+        self._name = name
+        self._help = text
+        self._labels = tuple(labels)
+        self.values: dict[tuple[str, ...], float] = {}
+
+    def set(self, value: float, *labels: str) -> None:
+        if len(labels) != len(self._labels):
+            raise ValueError(f"{self._name} has the labels {self._labels}, not {len(labels)} of them")
+        self.values[labels] = float(value)  # a bool would not pass between processes
+
+    def drop(self, *labels: str) -> None:
+        self.values.pop(labels, None)
+
+    def family(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(self._name, self._help, labels=self._labels)
+        for labels, value in self.values.items():
+            family.add_metric(labels, value)
         return family
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from sgl_router.errors import ErrorCode
 
 from .fleet import FleetCollector
-from .instruments import Counter, Gauge, Histogram, Spread
+from .instruments import Counter, Gauge, Histogram, Levels, Spread
 from .logs import take_lost_lines
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ class Metrics:
     Everything is counted in the event loop's thread.
     """
 
-    def __init__(self, registry: WorkerRegistry, index: KvIndex) -> None:
+    def __init__(
+        self, registry: WorkerRegistry, index: KvIndex, pending: Callable[[], Sized] = tuple
+    ) -> None:
+        """`pending`: the workers that should exist and are not registered."""
         self.requests = Counter("sgl_router_requests", "Requests received.", ("route", "method"))
         self.responses = Counter(
             "sgl_router_responses",
@@ -120,6 +123,11 @@ class Metrics:
             "New workers whose tokens of a few prompts were compared with the router's, by what came of it.",
             ("outcome",),
         )
+        self.tokens_differ = Levels(
+            "sgl_router_worker_tokens_differ",
+            "1 if a worker's tokens of a few prompts were not the router's: what it has cached is not found.",
+            ("worker_url",),
+        )
         self.process_restarts = Counter(
             "sgl_router_process_restarts",
             "Processes of this router started again, by why: died, hung.",
@@ -129,7 +137,7 @@ class Metrics:
         self._models: dict[str, tuple[Spread, Spread, Spread]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(_RequestCollector(self))
-        self._registry.register(FleetCollector(registry, index))
+        self._registry.register(FleetCollector(registry, index, pending))
 
     def of_model(self, model_id: str) -> tuple[Spread, Spread, Spread]:
         """Duration, decision time and TTFT of a model."""
@@ -193,5 +201,6 @@ class _RequestCollector(Collector):
         yield found.loop_lag.family()
         yield found.records_lost.family()
         yield found.token_checks.family()
+        yield found.tokens_differ.family()
         yield found.process_restarts.family()
         yield found.draining.family()

@@ -8,20 +8,22 @@ from typing import TypeVar
 import msgspec
 
 from sgl_router.observability import Metrics
-from sgl_router.observability.instruments import Counter, Histogram
+from sgl_router.observability.instruments import Counter, Histogram, Levels
 from sgl_router.observability.logs import take_lost_lines
 
 __all__ = ["Outgoing", "merge"]
 
 _Labels = tuple[str, ...]
-_Kind = TypeVar("_Kind", Counter, Histogram)
+_Kind = TypeVar("_Kind", Counter, Histogram, Levels)
 
 
 class _Delta(msgspec.Struct, array_like=True):
-    """By the name a family has in `Metrics`: counters by labels; of histograms the buckets and the sum."""
+    """By the name a family has in `Metrics`: counters by labels; of histograms the buckets and the sum; of gauges with
+    labels everything there is, each time: the other process may be a new one."""
 
     counters: dict[str, list[tuple[_Labels, int]]]
     histograms: dict[str, list[tuple[_Labels, list[int], float]]]
+    levels: dict[str, list[tuple[_Labels, float]]] = {}
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -35,9 +37,10 @@ class Outgoing:
         self._metrics = metrics
         self._counts: dict[tuple[str, _Labels], int] = {}
         self._spreads: dict[tuple[str, _Labels], tuple[list[int], float]] = {}
+        self._shown: set[str] = set()  # gauges that have had something to show
 
     def take(self) -> bytes:
-        """What has been counted since the last call; empty where that is nothing."""
+        """What has been counted since the last call; empty where that is nothing and no gauge shows anything."""
         self._metrics.records_lost.inc(take_lost_lines())
         delta = _Delta({}, {})
         for name, counter in _families(self._metrics, Counter):
@@ -53,7 +56,11 @@ class Outgoing:
                     self._spreads[name, labels] = (list(spread.counts), spread.total)
                     grown = [now - before for now, before in zip(spread.counts, counts, strict=True)]
                     delta.histograms.setdefault(name, []).append((labels, grown, spread.total - total))
-        return _encode(delta) if delta.counters or delta.histograms else b""
+        for name, levels in _families(self._metrics, Levels):
+            if levels.values or name in self._shown:
+                self._shown.add(name)
+                delta.levels[name] = list(levels.values.items())
+        return _encode(delta) if delta.counters or delta.histograms or delta.levels else b""
 
 
 def merge(metrics: Metrics, encoded: bytes) -> None:
@@ -69,6 +76,9 @@ def merge(metrics: Metrics, encoded: bytes) -> None:
             spread = histograms[name].labels(*labels)
             spread.counts[:] = [have + more for have, more in zip(spread.counts, buckets, strict=True)]
             spread.total += total
+    gauges = dict(_families(metrics, Levels))
+    for name, rows in delta.levels.items():
+        gauges[name].values = dict(rows)
 
 
 def _families(metrics: Metrics, kind: type[_Kind]) -> Iterator[tuple[str, _Kind]]:

@@ -119,7 +119,7 @@ class Daemon:
         manager = WorkerManager(config, registry, discovery)
         index.on_reconnect = lambda worker: manager.recheck(worker.url)
         manager.on_confirmed = index.confirm
-        metrics = Metrics(registry, index)
+        metrics = Metrics(registry, index, manager.status)
         self._routing = LocalRouting(
             registry,
             index,

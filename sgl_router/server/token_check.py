@@ -64,18 +64,21 @@ class _Answer(msgspec.Struct):
 
 
 class TokenCheck:
-    """A listener of the registry. `count` gets one outcome for each worker of a model in `tokenizers`."""
+    """A listener of the registry. `count` gets one outcome for each worker of a model in `tokenizers`, `differs` whether
+    its tokens are others than the router's; None once it has gone."""
 
     def __init__(
         self,
         tokenizers: Mapping[str, ModelTokenizer],
         count: Callable[[TokenOutcome], None],
         *,
+        differs: Callable[[Worker, bool | None], None] = lambda worker, found: None,
         api_key: str | None = None,
         pause_secs: float = _PAUSE_SECS,
     ) -> None:
         self._tokenizers = tokenizers
         self._count = count
+        self._differs = differs
         self._api_key = api_key
         self._pause_secs = pause_secs
         self._session: aiohttp.ClientSession | None = None
@@ -96,6 +99,7 @@ class TokenCheck:
         task = self._tasks.get(worker)
         if task is not None:
             task.cancel()
+        self._differs(worker, None)
 
     async def stop(self) -> None:
         """Ask nobody any more. After the last `worker_added`."""
@@ -113,6 +117,7 @@ class TokenCheck:
             log.exception("token check failed", worker=worker.id)
             outcome = TokenOutcome.UNKNOWN
         self._count(outcome)
+        self._differs(worker, outcome is TokenOutcome.DIFFERENT)
 
     async def _check(self, session: aiohttp.ClientSession, worker: Worker, tokenizer: ModelTokenizer) -> TokenOutcome:
         compared = False
@@ -180,9 +185,17 @@ def token_check(models: Mapping[str, Model], metrics: Metrics, api_key: str | No
     """Of the models' tokenizers, counted in the metrics."""
     for outcome in TokenOutcome:
         metrics.token_checks.show(outcome.value)
+
+    def differs(worker: Worker, found: bool | None) -> None:
+        if found is None:
+            metrics.tokens_differ.drop(worker.url)
+        else:
+            metrics.tokens_differ.set(found, worker.url)
+
     return TokenCheck(
         {model_id: model.tokenizer for model_id, model in models.items()},
         lambda outcome: metrics.token_checks.labels(outcome.value).inc(),
+        differs=differs,
         api_key=api_key,
     )
 

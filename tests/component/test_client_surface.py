@@ -157,3 +157,11 @@ async def test_every_response_of_a_client_route_may_be_read(rig, allowed: list[s
     assert (status, cors_of(headers)) == (405, {})
     _, headers, _ = await ask(fleet, "POST", "/internal/explain", headers={"Origin": PAGE}, json=BODY)
     assert not cors_of(headers)
+
+
+async def test_workers_that_have_not_answered_are_counted(rig) -> None:
+    fleet = await rig(urls=["http://127.0.0.1:9"])
+    text = (await fleet.get("/metrics")).body.decode()
+    assert "sgl_router_workers_pending 1.0" in text
+    assert len((await fleet.get("/workers")).json["pending"]) == 1
+    assert 'sgl_router_workers{mode="plain"} 1.0' in text

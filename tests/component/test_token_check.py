@@ -39,6 +39,11 @@ async def test_workers_like_the_router(rig) -> None:
     text = (await fleet.get("/metrics")).body.decode()
     assert 'sgl_router_worker_token_checks_total{outcome="equal"} 2.0' in text
     assert 'sgl_router_worker_token_checks_total{outcome="different"} 0.0' in text
+    for worker in fleet.workers:
+        assert f'sgl_router_worker_tokens_differ{{worker_url="{worker.url}"}} 0.0' in text
+    fleet.services.registry.remove(fleet.workers[0].url)
+    text = (await fleet.get("/metrics")).body.decode()
+    assert text.count("sgl_router_worker_tokens_differ{") == 1, "a worker takes its series with it"
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +61,8 @@ async def test_another_template_is_told_of_and_requests_are_served(rig, tmp_path
     assert (told["log_level"], told["of"], told["worker"]) == ("warning", "chat", fleet.worker(0).id)
     assert told["worker_tokens"] != told["router_tokens"]
     assert "chat_template" in told["compare"]
+    text = (await fleet.get("/metrics")).body.decode()
+    assert f'sgl_router_worker_tokens_differ{{worker_url="{fleet.workers[0].url}"}} 1.0' in text
     assert (await fleet.ask("hello")).status == 200
 
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket as sockets
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import structlog
 import zmq
 
+from sgl_router.kv_events import subscriber as module
 from sgl_router.kv_events.subscriber import Subscriber, make_context
 
 
@@ -33,7 +38,7 @@ async def setup():
         links.append(connected)
         news.set()
 
-    def subscribe(endpoint: str, topic: str = "kv", limit: int = 1000) -> Subscriber:
+    def subscribe(endpoint: str, topic: str = "kv", limit: int = 1000, **more: Any) -> Subscriber:
         made = Subscriber(
             context,
             endpoint,
@@ -42,6 +47,7 @@ async def setup():
             max_message_bytes=limit,
             readable=readable,
             connection=connection,
+            **more,
         )
         subscribers.append(made)
         return made
@@ -138,4 +144,86 @@ async def test_a_name_with_two_addresses_is_reached_where_only_ipv4_listens(setu
     await subscription(socket)
     await until(lambda: links)
     assert (links, subscriber.ipv6) == ([True], False)  # a replay dials the same way
+    context.destroy(linger=0)
+
+
+async def lines(logs: list[Any], event: str, number: int = 1) -> list[Any]:
+    """Of the log, waited for."""
+    deadline = asyncio.get_running_loop().time() + 10
+    while len(found := [line for line in logs if line["event"] == event]) < number:
+        assert asyncio.get_running_loop().time() < deadline, f"no line {event!r}: {logs}"
+        await asyncio.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """Takes connections and never says a word: another protocol's port, or a proxy without anything behind it."""
+    with sockets.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def refusing(silent_port: int) -> str:
+    return "tcp://127.0.0.1:9"
+
+
+def silent(silent_port: int) -> str:
+    return f"tcp://127.0.0.1:{silent_port}"
+
+
+def unknown(silent_port: int) -> str:
+    return "tcp://no-such-host.invalid:5557"
+
+
+@pytest.mark.parametrize("endpoint", [refusing, silent, unknown])
+async def test_a_port_that_does_not_answer_is_told_of_once(
+    setup, silent_port: int, endpoint: Callable[[int], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WATCHDOG_SECS", 0.1)
+    subscribe, *_ = setup
+    with structlog.testing.capture_logs() as logs:
+        made = subscribe(endpoint(silent_port), of={"worker": "w-1", "dp_rank": 2}, unanswered_secs=0.2)
+        (line,) = await lines(logs, "event port does not answer")
+        attempts = 0
+        opened = made._open
+
+        def counted() -> None:
+            nonlocal attempts
+            attempts += 1
+            opened()
+
+        made._open = counted  # type: ignore[method-assign]
+        for _ in range(1000):
+            if attempts >= 2:
+                break
+            await asyncio.sleep(0.01)
+    assert (line["log_level"], line["worker"], line["dp_rank"]) == ("warning", "w-1", 2)
+    assert line["endpoint"] == endpoint(silent_port) and "--kv-events-config" in line["check"]
+    assert attempts >= 2, "it goes on trying"
+    assert len([one for one in logs if one["event"] == "event port does not answer"]) == 1, "and says so once"
+
+
+async def test_what_was_told_is_taken_back_and_told_again_of_the_next_time(setup) -> None:
+    subscribe, _, links, until = setup
+    context, _, port = publisher()
+    context.destroy(linger=0)
+    with structlog.testing.capture_logs() as logs:
+        subscribe(f"tcp://127.0.0.1:{port}", of={"worker": "w-1"}, unanswered_secs=0.2)
+        await lines(logs, "event port does not answer")
+        context, socket, _ = publisher(port)
+        (line,) = await lines(logs, "event port answers")
+        assert (line["log_level"], line["worker"]) == ("info", "w-1")
+        await until(lambda: links == [True])
+        await subscription(socket)
+        context.destroy(linger=0)
+        await lines(logs, "event port does not answer", 2)
+
+
+async def test_a_port_that_answers_in_time_is_not_spoken_of(setup) -> None:
+    subscribe, _, links, until = setup
+    context, _, port = publisher()
+    with structlog.testing.capture_logs() as logs:
+        subscribe(f"tcp://127.0.0.1:{port}", unanswered_secs=5.0)
+        await until(lambda: links == [True])
+    assert not [line for line in logs if line["event"].startswith("event port")]
     context.destroy(linger=0)

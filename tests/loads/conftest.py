@@ -188,6 +188,7 @@ def tools() -> Any:
 
     class Tools:
         worker = staticmethod(worker_at)
+        scripted = ScriptedServer
         loads = staticmethod(loads_answer)
         record = staticmethod(load_record)
 

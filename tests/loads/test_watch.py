@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import structlog
 from msgspec import structs
 
 from sgl_router.loads import LoadOutcome, LoadReport, LoadSource, LoadWatch
@@ -296,3 +297,72 @@ async def test_after_the_end_nobody_is_followed(rig: Rig, server: Any, tools: An
     assert len(watch) == 0
     watch.worker_added(tools.worker("http://127.0.0.1:9"))
     assert len(watch) == 0
+
+
+FAILING, AGAIN = "no worker tells its load", "workers tell their load again"
+
+
+def said(logs: list[Any], event: str) -> list[Any]:
+    return [line for line in logs if line["event"] == event]
+
+
+@pytest.mark.parametrize("status", [500, 401, "hangs", "nonsense"])
+async def test_that_no_worker_tells_its_load_is_said_once_and_taken_back(
+    rig: Rig, server: Any, until: Any, tools: Any, status: Any
+) -> None:
+    clock = Clock()
+    server.hang = status == "hangs"
+    server.answers["/v1/loads"] = (status, {}) if isinstance(status, int) else (200, {"loads": "?"})
+    watch = rig.watch(clock=clock, failing_secs=30.0, timeout_secs=0.05)
+    workers = [tools.worker(server.url), tools.worker(server.url.replace("127.0.0.1", "localhost"))]
+
+    def failed() -> int:
+        return sum(watch.counts[POLL, one] for one in (LoadOutcome.BAD, LoadOutcome.TIMEOUT))
+
+    with structlog.testing.capture_logs() as logs:
+        for worker in workers:
+            rig.registry.add(worker)
+        await until(lambda: failed() >= 4, "questions that fail")
+        assert not said(logs, FAILING), "not for long yet"
+        clock.now += 31
+        await until(lambda: said(logs, FAILING), "the warning")
+        before = failed()
+        await until(lambda: failed() >= before + 4, "more of them")
+        (line,) = said(logs, FAILING)
+        assert (line["log_level"], line["workers"], line["secs"]) == ("warning", 2, 31)
+        server.hang = False
+        server.answers["/v1/loads"] = tools.loads(1)
+        await until(lambda: said(logs, AGAIN), "it is taken back")
+        await until(lambda: len(rig.reports) >= 4)
+    assert len(said(logs, AGAIN)) == 1
+    assert len(said(logs, FAILING)) == 1
+
+
+async def test_one_worker_that_tells_its_load_is_enough_and_one_that_cannot_is_no_failure(
+    rig: Rig, server: Any, until: Any, tools: Any
+) -> None:
+    clock = Clock()
+    server.answers["/v1/loads"] = (500, {})
+    watch = rig.watch(clock=clock, failing_secs=30.0)
+    good = await _second(tools)
+    with structlog.testing.capture_logs() as logs:
+        rig.registry.add(tools.worker(server.url))
+        rig.registry.add(tools.worker(good.url))
+        await until(lambda: rig.reports, "a report")
+        for _ in range(4):
+            clock.now += 10
+            before = watch.counts[POLL, LoadOutcome.BAD]
+            await until(lambda: rig.reports[-1][2] == clock.now, "a report of now")
+            await until(lambda before=before: watch.counts[POLL, LoadOutcome.BAD] > before + 1, "more failures")
+        assert not said(logs, FAILING)
+        server.answers.clear()  # 404: it has no such endpoint
+        await until(lambda: watch.counts[POLL, LoadOutcome.UNSUPPORTED] == 1, "it is not asked any more")
+        assert not said(logs, FAILING)
+    await good.close()
+
+
+async def _second(tools: Any) -> Any:
+    made = tools.scripted()
+    made.url = await made.start()
+    made.answers["/v1/loads"] = tools.loads(1)
+    return made

@@ -9,7 +9,7 @@ import prometheus_client as reference
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from sgl_router.observability.instruments import Counter, Gauge, Histogram
+from sgl_router.observability.instruments import Counter, Gauge, Histogram, Levels
 
 BOUNDS = (0, 0.0001, 0.5, 1, 16384)
 
@@ -97,3 +97,16 @@ def test_a_counter_that_is_to_be_shown_begins_at_zero() -> None:
 def test_a_wrong_number_of_labels_is_refused() -> None:
     with pytest.raises(ValueError, match="route"):
         Counter("x", "X.", ("route", "method")).labels("/a")
+
+
+def test_a_level_is_shown_from_set_to_drop() -> None:
+    levels = Levels("x", "X.", ("url",))
+    assert b"x{" not in ours(levels)
+    levels.set(1, "a")
+    levels.set(0, "b")
+    assert b'x{url="a"} 1.0' in ours(levels) and b'x{url="b"} 0.0' in ours(levels)
+    levels.drop("a")
+    levels.drop("never")
+    assert b'url="a"' not in ours(levels)
+    with pytest.raises(ValueError, match="url"):
+        levels.set(1, "a", "b")

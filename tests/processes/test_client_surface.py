@@ -9,10 +9,11 @@ from typing import Any
 
 from yarl import URL
 
-from .test_supervisor import CHAT, MODEL, Router, Start, start, workers
+from .test_supervisor import CHAT, MODEL, Router, Start, settles, start, workers
 
 __all__ = ["start", "workers"]
 
+DIFFERS = "sgl_router_worker_tokens_differ{"
 PAGE = "https://chat.example"
 LEAVE = {"Origin": PAGE, "Access-Control-Request-Method": "POST"}
 
@@ -23,9 +24,15 @@ async def ask(router: Router, method: str, path: str, **request: Any) -> tuple[i
         return response.status, response.headers, await response.read()
 
 
+async def differing(router: Router) -> list[str]:
+    """Who compares tokens is a data process, who shows it the routing process."""
+    text = (await router.get("/metrics"))[1].decode()
+    return sorted(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith(DIFFERS))
+
+
 async def test_the_surface_is_one(start: Start) -> None:
     router = await start(sections={"cors": {"allowed_origins": [PAGE]}})
-    routing, *_ = await router.listening()
+    await router.listening()
     for path in ("/health", f"/v1/models/{MODEL}", "/readyz", "/metrics"):
         status, headers, body = await ask(router, "GET", path, headers={"Origin": PAGE})
         assert status == 200 and body
@@ -51,10 +58,23 @@ async def test_the_surface_is_one(start: Start) -> None:
     await router.until(lambda: router.said("request", status=404, code="model_not_found", method="POST"), "a line")
     assert "secret" not in router.text
 
-    # Without the routing process: alive, and HEAD is a head only, whoever gives it.
+
+async def test_without_the_routing_process(start: Start) -> None:
+    """Alive, and HEAD is a head only, whoever gives it; the next one is told again what it cannot know."""
+    router = await start()
+    routing, *_ = await router.listening()
+    await settles(lambda: differing(router), ["0.0", "0.0"])
+    assert b"sgl_router_workers_pending 0.0" in (await router.get("/metrics"))[1]
     os.kill(routing, signal.SIGKILL)
     await router.until(lambda: router.said("the routing process is away, deciding here"), "away is noticed")
     for method, expected in (("GET", b'{"status":"ok"}'), ("HEAD", b"")):
         told = await asyncio.gather(*(ask(router, method, "/health") for _ in range(8)))
         assert {(status, body) for status, _, body in told} == {(200, expected)}
         assert {headers["content-length"] for _, headers, _ in told} == {"15"}
+    await router.until(lambda: len(router.said("routing process ready")) == 2, "a routing process again")
+    await settles(lambda: ready(router), 200)
+    await settles(lambda: differing(router), ["0.0", "0.0"])
+
+
+async def ready(router: Router) -> int:
+    return (await router.get("/readyz"))[0]

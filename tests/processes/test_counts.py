@@ -35,6 +35,26 @@ async def test_the_sum_of_all_deltas_is_what_all_have_counted() -> None:
     assert "sgl_router_event_loop_lag_seconds_count 6.0" in text
 
 
+async def test_gauges_are_told_whole_each_time() -> None:
+    total, source = metrics(), metrics()
+    outgoing = Outgoing(source)
+    assert outgoing.take() == b""
+    source.tokens_differ.set(True, "http://a")
+    source.tokens_differ.set(0, "http://b")
+    merge(total, outgoing.take())
+    assert total.tokens_differ.values == {("http://a",): 1, ("http://b",): 0}
+    total = metrics()  # a new routing process
+    merge(total, outgoing.take())
+    assert total.tokens_differ.values == {("http://a",): 1, ("http://b",): 0}
+    source.tokens_differ.drop("http://a")
+    merge(total, outgoing.take())
+    assert total.tokens_differ.values == {("http://b",): 0}
+    source.tokens_differ.drop("http://b")
+    merge(total, outgoing.take())
+    assert total.tokens_differ.values == {}
+    merge(total, Outgoing(metrics()).take() or b"\x92\x80\x80")  # of a process that knows of none: nothing changes
+
+
 @pytest.mark.parametrize(
     "junk",
     [b"", b"\xc1", msgspec.msgpack.encode([{"nothing": [[[], 1]]}, {}]), msgspec.msgpack.encode([{"errors": 1}, {}])],
