@@ -43,6 +43,10 @@ PIECE_BLOCKS = 1_024
 MAX_RECORD_BYTES = 4 << 20
 MAX_BYTES = 4 << 30
 """Of a snapshot before compression: some 200 million blocks."""
+_BLOCK_BYTES = 128
+"""Of a block: 17 with integer hashes, 90 with digests and a parent."""
+_LEAST_BYTES = 4 << 20
+_MAX_RANKS = 65_536
 _LEVEL = 1  # hashes do not compress; the rest does at any level
 _OUT_BYTES = 256 << 10
 _COPY_ATTEMPTS = 3
@@ -225,9 +229,15 @@ async def _write_rank(writer: _Writer, rank: RankSnapshot) -> AsyncGenerator[byt
 
 class SnapshotDecoder:
     """Feed it chunks, then `finish`. Everything is checked before anything is handed out. Blocking; holds at most
-    `max_bytes`."""
+    `max_bytes`, and, where given, `max_blocks`: an index of that many is as much as there may be memory for."""
 
-    def __init__(self, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, *, max_bytes: int = MAX_BYTES, max_blocks: int | None = None) -> None:
+        if max_blocks is not None:
+            # The bound is kept in steps: a peer's index may be a little over.
+            self._most_blocks = max_blocks + max_blocks // 8
+            max_bytes = min(max_bytes, _LEAST_BYTES + _BLOCK_BYTES * self._most_blocks)
+        else:
+            self._most_blocks = max_bytes
         self._zlib = zlib.decompressobj()
         self._sum = xxh3_64()
         self._left = max_bytes
@@ -235,7 +245,7 @@ class SnapshotDecoder:
         self._header: Header | None = None
         self._end: End | None = None
         self._ranks: list[RankSnapshot] = []
-        self._blocks = 0
+        self._blocks = self._held = 0
 
     def feed(self, chunk: bytes) -> None:
         """Raises SnapshotError; after that the decoder must not be used."""
@@ -299,9 +309,14 @@ class SnapshotDecoder:
         self._sum.update(framed)
         if isinstance(record, RankHead):
             self._ranks.append(RankSnapshot(record))
+            if len(self._ranks) > _MAX_RANKS:
+                raise SnapshotError(SnapshotFault.TOO_LARGE, f"more than {_MAX_RANKS} ranks")
         elif isinstance(record, PackedBlocks) and self._ranks:
             self._ranks[-1].pieces.append(record)
             self._blocks += record.count
+            self._held += record.count if record.tiers else 0
+            if self._held > self._most_blocks:
+                raise SnapshotError(SnapshotFault.TOO_LARGE, "more blocks than kv_events.max_blocks")
         else:
             raise SnapshotError(SnapshotFault.ORDER, "a second header, or blocks of no rank")
 
@@ -321,9 +336,11 @@ def _header(data: bytes) -> Header:
         raise SnapshotError(SnapshotFault.RECORD, str(error)) from None
 
 
-def decode_snapshot(chunks: Iterable[bytes], *, max_bytes: int = MAX_BYTES) -> Snapshot:
+def decode_snapshot(
+    chunks: Iterable[bytes], *, max_bytes: int = MAX_BYTES, max_blocks: int | None = None
+) -> Snapshot:
     """The snapshot that `chunks` make up. Raises SnapshotError. Blocking: for a thread."""
-    decoder = SnapshotDecoder(max_bytes=max_bytes)
+    decoder = SnapshotDecoder(max_bytes=max_bytes, max_blocks=max_blocks)
     for chunk in chunks:
         decoder.feed(chunk)
     return decoder.finish()

@@ -50,6 +50,8 @@ class Unmatched(str, Enum):
     TEMPLATE_ERROR = "template_error"
     INVALID_MESSAGES = "invalid_messages"
     CODE_ENCODER = "code_encoder"
+    TOO_LONG = "too_long"
+    """More text than any context has room for."""
     NAMESPACE = "namespace"
     """The request's cache namespace cannot be told from the events (extra_key)."""
     NOT_ASKED = "not_asked"

@@ -33,6 +33,8 @@ WHOLE_LIMIT = 4 << 20
 # Reading stops while this much of a response waits for the client, and goes on when it has been taken.
 RELAY_HIGH_WATER = 256 << 10
 MAX_HEAD_BYTES = 64 << 10
+# Of framing alone, trailers or extensions of chunks, between two bytes of body or after the last.
+MAX_FRAMING_BYTES = 64 << 10
 # A larger request body is written in pieces of this size, as the worker takes them.
 UPLOAD_PIECE = 256 << 10
 # Below, a copy costs less than a second piece to write.
@@ -68,6 +70,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_chunks",
         "_distrusted",
         "_failure",
+        "_framing_bytes",
         "_head_bytes",
         "_head_done",
         "_hop_options",
@@ -121,6 +124,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_done = False
         self._head_bytes = 0
         self._sent_at = self._broke_at = 0.0
+        self._framing_bytes = 0
         self._chunked = False
         self._distrusted = False
         self._hop_options: set[bytes] | None = None
@@ -147,7 +151,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._busy = True
         self._bodiless = bodiless
         self.complete = self._head_done = False
-        self._head_bytes = 0
+        self._head_bytes = self._framing_bytes = 0
         self._limit = WHOLE_LIMIT
         self._piecewise = False
         self.heard_by = _NOBODY
@@ -285,6 +289,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._head_bytes += len(data)
         else:
             self.heard_by.heard = True
+        held = len(self._chunks)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -298,6 +303,12 @@ class UpstreamConnection(asyncio.Protocol):
             self.complete = False
             self.close()
         chunks = self._chunks
+        if len(chunks) > held:
+            self._framing_bytes = 0
+        elif began:
+            self._framing_bytes += len(data)
+            if self._framing_bytes > MAX_FRAMING_BYTES and not self.complete:
+                self._fail("the worker's answer goes on without a body")
         if self._whole is not None:
             if len(chunks) > self._whole:
                 del chunks[self._whole :]

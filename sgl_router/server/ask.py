@@ -38,6 +38,9 @@ async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers:
     """Render and tokenize. A chat that cannot be rendered is no error: that is a fact too. Raises BadRequest for token
     ids that are none of the model's."""
     ask = Ask(model.id, request_id)
+    if chat.unread:
+        ask.unmatched = Unmatched.TOO_LONG if model.policy.needs_prompt else Unmatched.NOT_ASKED
+        return _costs(model, ask, chat, headers)
     try:
         if not model.policy.needs_prompt:
             ask.unmatched = Unmatched.NOT_ASKED
@@ -53,6 +56,11 @@ async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers:
         ask.namespace = _namespace(chat, adapter)
         if ask.namespace is None:
             ask.unmatched = Unmatched.NAMESPACE
+    return _costs(model, ask, chat, headers)
+
+
+def _costs(model: Model, ask: Ask, chat: JsonObject, headers: Headers) -> Ask:
+    """What only `kv_cost` goes by."""
     if model.config.policy is PolicyName.KV_COST:
         ask.costed = True
         ask.streamed = "stream" in chat and chat["stream"] is True

@@ -26,7 +26,7 @@ from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Outbound, Relaye
 from sgl_router.proxy.retry_after import retry_after_secs
 
 from .ask import is_unrenderable, make_ask
-from .body import parse_chat
+from .body import read_chat
 from .envelope import error_event, error_response
 
 if TYPE_CHECKING:
@@ -58,11 +58,12 @@ async def serve_chat(services: Services, inbound: Inbound, out: Outbound) -> Non
     record = RequestRecord(inbound.request_id)
     relayed = Relayed()
     try:
-        chat = parse_chat(inbound.body)
+        chat = await read_chat(inbound.body)
         model, adapter = services.model(chat["model"])
         record.model_id = model.id
         ask = await make_ask(model, adapter, chat, inbound.headers, inbound.request_id)
         ask.fingerprint = xxhash.xxh3_64_intdigest(inbound.body)
+        del chat  # a large one is as large as its body, and the response may take minutes
         await _dispatch(services, inbound, out, record, relayed, ask)
     except RouterError as error:
         await _answer_error(out, record, relayed, error, services)
@@ -158,6 +159,7 @@ async def _send(
             connect_secs=proxy.connect_timeout_secs,
             answer_secs=proxy.request_timeout_secs,
         )
+        inbound.sent()
         with exchange:
             status = exchange.connection.status
             if status < 400:

@@ -11,7 +11,7 @@ from sgl_router.proxy import Outbound
 from sgl_router.routing.views import lease_view
 
 from .ask import make_ask
-from .body import parse_chat
+from .body import read_chat
 
 if TYPE_CHECKING:
     from sgl_router.routing import LocalRouting
@@ -37,7 +37,7 @@ def decisions_view(routing: LocalRouting, limit: str | None) -> dict[str, Any]:
 
 async def serve_explain(services: Services, inbound: Inbound, out: Outbound) -> None:
     """Where a chat would go now, and why; nothing is sent. Raises what a chat completion would be refused with."""
-    chat = parse_chat(inbound.body)
+    chat = await read_chat(inbound.body)
     model, adapter = services.model(chat["model"])
     ask = await make_ask(model, adapter, chat, inbound.headers, inbound.request_id)
     view = await services.routing.explain(ask)

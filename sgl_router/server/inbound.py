@@ -5,15 +5,25 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
-from collections.abc import Callable
+from typing import Protocol
 
 import msgspec
 
 from sgl_router.proxy import Headers
 
-__all__ = ["Inbound", "request_id"]
+__all__ = ["Account", "Inbound", "request_id"]
 
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Account(Protocol):
+    """Where a request's bytes are counted."""
+
+    def charge(self, size: int) -> None:
+        """Count so many more. Raises Overloaded."""
+
+    def release(self) -> None:
+        """Count none any more."""
 
 
 class Inbound(msgspec.Struct):
@@ -25,13 +35,18 @@ class Inbound(msgspec.Struct):
     forwarded: bytes
     body: bytes
     request_id: str
-    on_sent: Callable[[], None] | None = None
+    account: Account | None = None
 
     def sent(self) -> None:
-        """The body is not needed any more: a response to it has begun, and may take minutes. To be called once."""
+        """The body is not needed any more: a response to it has begun, and may take minutes."""
         self.body = b""
-        if self.on_sent is not None:
-            self.on_sent()
+        if self.account is not None:
+            self.account.release()
+
+    def charge(self, size: int) -> None:
+        """Something of so many bytes was made of the body, and is held. Raises Overloaded."""
+        if self.account is not None:
+            self.account.charge(size)
 
 
 def request_id(headers: Headers) -> str:

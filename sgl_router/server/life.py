@@ -19,6 +19,7 @@ from sgl_router.policies import make_policy
 from sgl_router.tokenization import ModelTokenizer, TokenizerLoadError
 
 from .listen import BACKLOG, StartupError
+from .memory import prepare_malloc
 from .services import Model, Services
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def prepare_process() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     # Long prompts are rendered in a thread: with the default of 5 ms the loop would wait that long for the GIL.
     sys.setswitchinterval(0.0005)
+    prepare_malloc()
 
 
 def freeze_start_up() -> None:

@@ -126,7 +126,8 @@ class SnapshotKeeper:
         if path is None:
             return None
         try:
-            snapshot = await self._in_thread(lambda: decode_snapshot(_pieces(path)))
+            most = self._index.bound.max_blocks
+            snapshot = await self._in_thread(lambda: decode_snapshot(_pieces(path), max_blocks=most))
         except FileNotFoundError:
             log.info("no kv snapshot yet", path=str(path))
         except (OSError, SnapshotError) as error:
@@ -161,7 +162,7 @@ class SnapshotKeeper:
                 await asyncio.sleep(_BUSY_PAUSE_SECS)  # it is sending one to somebody else
 
     async def _decode(self, chunks: AsyncIterator[bytes]) -> Snapshot:
-        decoder = SnapshotDecoder()
+        decoder = SnapshotDecoder(max_blocks=self._index.bound.max_blocks)
         async for chunk in chunks:
             await self._in_thread(lambda chunk=chunk: decoder.feed(chunk))  # type: ignore[misc]
         return decoder.finish()

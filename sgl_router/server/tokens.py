@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from sgl_router.errors import BadRequest, RouterError
 from sgl_router.proxy import Outbound
 from sgl_router.tokenization import TokenizeBadRequest, Unrenderable, detokenize_request, tokenize_request
 
-from .body import JsonObject, parse_object
+from .body import JsonObject, read_json
 from .envelope import error_response
+from .json_slices import READ_BYTES
 
 if TYPE_CHECKING:
     from sgl_router.tokenization import ModelTokenizer
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from .services import Services
 
 __all__ = ["serve_detokenize", "serve_tokenize"]
+
+_LARGE_BYTES = 64 << 10
+_INLINE_SIZE = 4_096
+_SLICE_IDS = 16_384
 
 _Answer = Callable[["ModelTokenizer", Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -35,7 +41,9 @@ async def serve_detokenize(services: Services, inbound: Inbound, out: Outbound) 
 
 async def _serve(services: Services, inbound: Inbound, out: Outbound, answer: _Answer) -> None:
     try:
-        body = parse_object(inbound.body)
+        body = await read_json(inbound.body)
+        for name in body.unread:
+            raise BadRequest(f"{name!r} is larger than what is read here: {READ_BYTES} bytes", name)
         tokenizer = _tokenizer(services, body)
         try:
             reply = await answer(tokenizer, body)
@@ -44,11 +52,32 @@ async def _serve(services: Services, inbound: Inbound, out: Outbound, answer: _A
             raise BadRequest(f"{where}{error.message}", error.param) from None
         except Unrenderable as error:
             raise BadRequest(f"only a worker can encode this chat: {error.message}", error.param) from None
+        encoded = await _encoded(tokenizer, reply)
+        if len(encoded) > _LARGE_BYTES:
+            inbound.charge(len(encoded))  # six times the body, where each character is a token
     except RouterError as error:
         services.metrics.errors.labels(error.code.value).inc()
         await out.send(*error_response(error))
         return
-    await out.send(200, [(b"content-type", b"application/json")], msgspec.json.encode(reply))
+    await out.send(200, [(b"content-type", b"application/json")], encoded)
+
+
+async def _encoded(tokenizer: ModelTokenizer, reply: dict[str, Any]) -> bytes:
+    size = reply["count"] if "count" in reply else len(reply["text"])
+    if isinstance(size, int) and size <= _INLINE_SIZE:
+        return msgspec.json.encode(reply, enc_hook=_ids)
+    return await tokenizer.offload(lambda: msgspec.json.encode(reply, enc_hook=_ids))
+
+
+def _ids(value: Any) -> msgspec.Raw:
+    """A long sequence of token ids, in slices: the interpreter is not held by one of millions."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{type(value).__name__} is no part of a reply")
+    parts = [
+        msgspec.json.encode(value[start : start + _SLICE_IDS].tolist())[1:-1]
+        for start in range(0, len(value), _SLICE_IDS)
+    ]
+    return msgspec.Raw(b"[%b]" % b",".join(parts))
 
 
 def _tokenizer(services: Services, body: JsonObject) -> ModelTokenizer:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 __all__ = ["exceeds"]
 
 
@@ -21,4 +23,8 @@ def exceeds(value: Any, *, nodes: int, chars: int) -> bool:
             if nodes < 0:
                 return True
             pending.extend(item.values() if isinstance(item, dict) else item)
+        elif isinstance(item, np.ndarray):
+            nodes -= len(item)
+            if nodes < 0:
+                return True
     return False

@@ -74,7 +74,7 @@ class ChatPrompts:
             if cut is not None:
                 return await self._encoded(cut, None)
         if tokenizer.is_large(body):
-            rendered = await tokenizer.offload(lambda: tokenizer.render(body))
+            rendered = await tokenizer.offload(lambda: tokenizer.render_large(body))
             return await self._whole(rendered)
         call = tokenizer.parse(body)
         if call is not None and plain is None:

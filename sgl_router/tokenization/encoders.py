@@ -21,10 +21,12 @@ _CONVERT_CHUNK = 32768
 
 
 class Encoder(Protocol):
-    """Encodes on any thread. `backend` is its name; `inline_chars` the longest text to encode on the event loop."""
+    """Encodes on any thread. `backend` is its name; `inline_chars` the longest text to encode on the event loop,
+    `most_chars` the longest there is memory for: 30 bytes for each character here, 200 there."""
 
     backend: str
     inline_chars: int
+    most_chars: int
 
     def encode(self, text: str, add_special_tokens: bool) -> TokenIds:
         """One-dimensional uint32 ids. Raises UnicodeError for text with lone surrogates."""
@@ -36,6 +38,7 @@ class ReferenceEncoder:
 
     backend = "hf"
     inline_chars = 1_000
+    most_chars = 2 << 20
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -51,6 +54,7 @@ class HfEncoder:
     backend = "hf"
     # 4k characters: 1.6 ms for code, 2.8 ms for random CJK.
     inline_chars = 4_000
+    most_chars = 2 << 20
 
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer._tokenizer
@@ -70,6 +74,7 @@ class FastokensEncoder:
     backend = "fastokens"
     # Text it has never met, 16k characters: 0.2 ms for code, 1.4 ms for random vocabulary, 2.9 ms for random CJK.
     inline_chars = 32_000
+    most_chars = 8 << 20
 
     def __init__(self, tokenizer_json: str, fallback: Encoder) -> None:
         import fastokens

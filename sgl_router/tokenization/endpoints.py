@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from sgl_router.prompt import TokenIds
 from sgl_router.tokenization.body_size import exceeds
 from sgl_router.tokenization.errors import TokenizeBadRequest, Unrenderable, UnrenderableReason
 from sgl_router.tokenization.fields import as_bool, type_name
@@ -17,9 +20,12 @@ _UNKNOWN_LENGTH = -1
 _INLINE_PROMPTS = 64
 _INLINE_TOKENS = 4_096
 
+_Ids = list[int] | TokenIds
+
 
 async def tokenize_request(tokenizer: ModelTokenizer, body: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"tokens", "count", "max_model_len"}` for a prompt, a list of prompts, or messages.
+    """`{"tokens", "count", "max_model_len"}` for a prompt, a list of prompts, or messages. A long sequence of ids stays
+    an array of numpy's.
 
     Raises TokenizeBadRequest for a malformed body, Unrenderable for a chat that only the engine can encode
     (media, chats encoded by code).
@@ -28,7 +34,7 @@ async def tokenize_request(tokenizer: ModelTokenizer, body: Mapping[str, Any]) -
     if (prompt is None) == (messages is None):
         raise TokenizeBadRequest("exactly one of 'prompt' and 'messages' must be given", "prompt")
     add_special_tokens = _flag(body, "add_special_tokens")
-    tokens: list[int] | list[list[int]]
+    tokens: _Ids | list[_Ids]
     count: int | list[int]
     if messages is not None:
         tokens = await _messages(tokenizer, body)
@@ -49,10 +55,10 @@ async def detokenize_request(tokenizer: ModelTokenizer, body: Mapping[str, Any])
     """`{"text"}` for an array of token ids, an array of texts for an array of arrays. Raises TokenizeBadRequest."""
     skip = _flag(body, "skip_special_tokens")
     tokens = body.get("tokens")
-    if not isinstance(tokens, list):
+    if not isinstance(tokens, (list, np.ndarray)):
         raise TokenizeBadRequest(f"must be an array of token ids, got {type_name(tokens)}", "tokens")
-    batched = bool(tokens) and isinstance(tokens[0], list)
-    sequences = _numbered("tokens", tokens) if batched else {"tokens": tokens}
+    batched = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)
+    sequences: dict[str, Any] = _numbered("tokens", list(tokens)) if batched else {"tokens": tokens}
 
     def work() -> list[str]:
         return [_decode(tokenizer, ids, skip, path) for path, ids in sequences.items()]
@@ -65,9 +71,13 @@ def _numbered(name: str, items: list[Any]) -> dict[str, Any]:
     return {f"{name}[{i}]": item for i, item in enumerate(items)}
 
 
-async def _messages(tokenizer: ModelTokenizer, body: Mapping[str, Any]) -> list[int]:
+def _listed(ids: TokenIds) -> _Ids:
+    return ids if len(ids) > _INLINE_TOKENS else list(ids.tolist())
+
+
+async def _messages(tokenizer: ModelTokenizer, body: Mapping[str, Any]) -> _Ids:
     try:
-        ids: list[int] = (await tokenizer.encode_chat_for_tokenize(body)).tolist()
+        ids = _listed(await tokenizer.encode_chat_for_tokenize(body))
     except Unrenderable as error:
         if error.reason in (UnrenderableReason.MEDIA, UnrenderableReason.CODE_ENCODER):
             raise
@@ -75,8 +85,8 @@ async def _messages(tokenizer: ModelTokenizer, body: Mapping[str, Any]) -> list[
     return ids
 
 
-async def _prompts(tokenizer: ModelTokenizer, prompts: dict[str, Any], add_special_tokens: bool) -> list[list[int]]:
-    def work() -> list[list[int]]:
+async def _prompts(tokenizer: ModelTokenizer, prompts: dict[str, Any], add_special_tokens: bool) -> list[_Ids]:
+    def work() -> list[_Ids]:
         return [_encode(tokenizer, text, add_special_tokens, path) for path, text in prompts.items()]
 
     if exceeds(prompts, nodes=_INLINE_PROMPTS, chars=tokenizer.inline_chars):
@@ -84,21 +94,28 @@ async def _prompts(tokenizer: ModelTokenizer, prompts: dict[str, Any], add_speci
     return work()
 
 
-def _encode(tokenizer: ModelTokenizer, text: Any, add_special_tokens: bool, path: str) -> list[int]:
+def _encode(tokenizer: ModelTokenizer, text: Any, add_special_tokens: bool, path: str) -> _Ids:
     if not isinstance(text, str):
         raise TokenizeBadRequest(f"must be a string, got {type_name(text)}", path)
     try:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens).tolist()
+        return _listed(tokenizer.encode(text, add_special_tokens))
     except Unrenderable as error:
+        if error.reason is UnrenderableReason.TOO_LONG:
+            raise TokenizeBadRequest(error.message.removeprefix(f"{error.param}: "), path) from error
         raise TokenizeBadRequest("has characters that are not valid Unicode", path) from error
-    return ids
 
 
 def _decode(tokenizer: ModelTokenizer, ids: Any, skip_special_tokens: bool, path: str) -> str:
-    if not isinstance(ids, list):
-        raise TokenizeBadRequest("must hold either token ids or arrays of them, not both", path)
     size = tokenizer.vocab_size
-    for i, item in enumerate(ids):
+    if isinstance(ids, np.ndarray):
+        if ids.min() < 0:
+            raise TokenizeBadRequest("must be a non-negative integer", f"{path}[{int(ids.argmin())}]")
+        if ids.max() >= size:
+            problem = f"is no token id of this model; expected 0 to {size - 1}"
+            raise TokenizeBadRequest(problem, f"{path}[{int(ids.argmax())}]")
+    elif not isinstance(ids, list):
+        raise TokenizeBadRequest("must hold either token ids or arrays of them, not both", path)
+    for i, item in enumerate(ids if isinstance(ids, list) else ()):
         if isinstance(item, bool) or not isinstance(item, int) or item < 0:
             raise TokenizeBadRequest("must be a non-negative integer", f"{path}[{i}]")
         if item >= size:

@@ -22,6 +22,7 @@ class UnrenderableReason(str, Enum):
     TEMPLATE_ERROR = "template_error"
     INVALID_MESSAGES = "invalid_messages"
     CODE_ENCODER = "code_encoder"
+    TOO_LONG = "too_long"
 
 
 class Unrenderable(Exception):

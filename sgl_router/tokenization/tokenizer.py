@@ -43,6 +43,12 @@ DEFAULT_CACHE_BYTES = 64 << 20
 _LARGEST_SENSIBLE_LENGTH = 1 << 32
 # Embeddings are padded, and where no config.json tells how far, no id may be refused that an engine would take.
 _PADDED_AT_MOST = 2
+# A chat of more characters than this for each token of the context does not fit into it: no text is that dense.
+_CHARS_PER_TOKEN = 16
+_LEAST_CHARS = 1 << 20
+_ANY_NUMBER = 1 << 62
+_LONG_DECODE = 2_048
+_DECODE_PROBE = "Hello , it 's 1 . a n't ! \u00e9 <unk>"
 
 _PROBE = [{"role": "user", "content": "Hello there"}]
 
@@ -88,6 +94,11 @@ class ModelTokenizer:
         # The engine hands a multimodal model's processor text instead of ids when its tokenizer adds specials, so
         # even a text-only chat is decoded and encoded again, and gains a second BOS.
         self._encodes_twice = facts.multimodal and self._adds_specials
+        length = self.max_model_len
+        self._most_chars = encoder.most_chars
+        if length is not None:
+            self._most_chars = min(self._most_chars, max(_LEAST_CHARS, _CHARS_PER_TOKEN * length))
+        self._decodes_in_batches: bool | None = None
         self._bos_token_id: int | None = getattr(tokenizer, "bos_token_id", None)
         self._vocab_size: int | None = None
         self._prompts = self._chat_prompts(conversation_cache_bytes) if conversation_cache_bytes else None
@@ -224,7 +235,7 @@ class ModelTokenizer:
 
     async def _chat(self, body: Mapping[str, Any], endpoint: Endpoint) -> TokenIds:
         if self.is_large(body):
-            return await self.offload(lambda: self._encode_rendered(self._render(body, endpoint), endpoint))
+            return await self.offload(lambda: self._encode_rendered(self._render_large(body, endpoint), endpoint))
         rendered = self._render(body, endpoint)
         if self.is_short([rendered.text], rendered.assistant_prefix) and not self._encodes_twice:
             return self._encode_rendered(rendered, endpoint)
@@ -237,7 +248,9 @@ class ModelTokenizer:
         return await self.offload(lambda: self.encode(text, add_special_tokens))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> TokenIds:
-        """The same, blocking however long the text is."""
+        """The same, blocking however long the text is. Raises Unrenderable for more than there is memory for."""
+        if len(text) > self._encoder.most_chars:
+            raise _too_long(self._encoder.most_chars)
         try:
             return self._encoder.encode(text, add_special_tokens)
         except UnicodeError:
@@ -264,6 +277,10 @@ class ModelTokenizer:
         """Normalise and render a chat body, parsed before or not. Blocking; raises Unrenderable."""
         return self._render(body, Endpoint.CHAT, call)
 
+    def render_large(self, body: Mapping[str, Any]) -> RenderedPrompt:
+        """The same for a body that may hold more than any context: that is not rendered."""
+        return self._render_large(body, Endpoint.CHAT)
+
     def encode_rendered_text(self, text: str) -> TokenIds:
         """Ids of a chat's rendered text or a part of it. Blocking; raises Unrenderable."""
         return self.encode(text, not self._adds_specials)
@@ -280,7 +297,24 @@ class ModelTokenizer:
     def decode(self, ids: Sequence[int] | TokenIds, skip_special_tokens: bool = True) -> str:
         """Text of token ids: about 0.3 us each, all of it blocking. Long sequences belong in `offload`."""
         plain = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        if len(plain) > _LONG_DECODE and self._batches_decode():
+            # The same function, but it lets go of the interpreter meanwhile.
+            return str(self._tokenizer._tokenizer.decode_batch([plain], skip_special_tokens=skip_special_tokens)[0])
         return str(self._tokenizer.decode(plain, skip_special_tokens=skip_special_tokens))
+
+    def _batches_decode(self) -> bool:
+        """Whether transformers adds nothing to what its backend decodes."""
+        if self._decodes_in_batches is None:
+            backend = getattr(self._tokenizer, "_tokenizer", None)
+            self._decodes_in_batches = False
+            if backend is not None and hasattr(backend, "decode_batch"):
+                ids = self._encoder.encode(_DECODE_PROBE, True).tolist()
+                self._decodes_in_batches = all(
+                    self._tokenizer.decode(ids, skip_special_tokens=skip)
+                    == backend.decode_batch([ids], skip_special_tokens=skip)[0]
+                    for skip in (False, True)
+                )
+        return self._decodes_in_batches
 
     def close(self) -> None:
         """Stop the worker threads; encoding that is still queued is cancelled."""
@@ -350,6 +384,13 @@ class ModelTokenizer:
         add_specials = call.add_special_tokens or not self._adds_specials
         return RenderedPrompt(text, add_specials, call.assistant_prefix)
 
+    def _render_large(self, body: Mapping[str, Any], endpoint: Endpoint) -> RenderedPrompt:
+        call = self._parse(body, endpoint)
+        most = self._most_chars if endpoint is Endpoint.CHAT else self._encoder.most_chars
+        if call is not None and exceeds(call.messages, nodes=_ANY_NUMBER, chars=most):
+            raise _too_long(most)
+        return self._render(body, endpoint, call)
+
     def _encode_rendered(self, rendered: RenderedPrompt, endpoint: Endpoint) -> TokenIds:
         if rendered.token_ids is not None:
             return rendered.token_ids
@@ -395,3 +436,8 @@ def _probe_texts(template: ChatTemplate | None) -> tuple[str, ...]:
 
 def _template_error(error: Exception) -> Unrenderable:
     return Unrenderable(UnrenderableReason.TEMPLATE_ERROR, f"chat template: {str(error) or type(error).__name__}")
+
+
+def _too_long(most: int) -> Unrenderable:
+    problem = f"more than {most} characters of text, the most that is encoded here"
+    return Unrenderable(UnrenderableReason.TOO_LONG, f"messages: {problem}", "messages")

@@ -67,7 +67,7 @@ async def test_handlers_see_the_same_request() -> None:
     async with both() as rigs:
         replies = [await ask(rig, raw) for rig in rigs]
         native, other = (rig.seen[0] for rig in rigs)
-        assert msgspec.structs.replace(native, on_sent=None) == msgspec.structs.replace(other, on_sent=None)
+        assert msgspec.structs.replace(native, account=None) == msgspec.structs.replace(other, account=None)
         assert native.headers[-2:] == [(b"x-a", b"\xfc"), (b"X-Request-Id", b"given-1")]
         assert [reply.headers[b"x-request-id"] for reply in replies] == [b"given-1"] * 2
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import KvIndex, SnapshotError, Tier, decode_snapshot, encode_snapshot
-from sgl_router.kv_events.snapshot import MAX_RECORD_BYTES
+from sgl_router.kv_events.snapshot import MAX_RECORD_BYTES, SnapshotDecoder
 from sgl_router.kv_events.snapshot_records import VERSION, PackedBlocks, SnapshotFault, pack, unpack
 from sgl_router.kv_events.stream import Holdings
 from sgl_router.kv_events.wire import Frame, decode_batch
@@ -280,8 +280,13 @@ def records(data: bytes) -> Iterator[Any]:
 
 
 def framed(*parts: Any) -> bytes:
-    encoded = [part if isinstance(part, bytes) else msgspec.msgpack.encode(part) for part in parts]
-    return zlib.compress(b"".join(struct.pack("<I", len(part)) + part for part in encoded))
+    return zlib.compress(b"".join(_framed(*parts)))
+
+
+def _framed(*parts: Any) -> Iterator[bytes]:
+    for part in parts:
+        encoded = part if isinstance(part, bytes) else msgspec.msgpack.encode(part)
+        yield struct.pack("<I", len(encoded)) + encoded
 
 
 def fault(*chunks: bytes, **options: Any) -> SnapshotFault:
@@ -331,6 +336,26 @@ async def test_sizes_are_bounded(sample: bytes) -> None:
     long = struct.pack("<I", len(head)) + head + struct.pack("<I", MAX_RECORD_BYTES + 1)
     assert fault(zlib.compress(long)) is SnapshotFault.TOO_LARGE
     assert fault(sample, max_bytes=100) is SnapshotFault.TOO_LARGE
+
+
+async def test_blocks_are_bounded_after_decompression(sample: bytes) -> None:
+    header, rank, piece, *_ = records(sample)
+    blocks = decode_snapshot([sample]).blocks
+    assert decode_snapshot([sample], max_blocks=blocks).blocks == blocks
+    assert fault(sample, max_blocks=blocks // 2) is SnapshotFault.TOO_LARGE
+    # A few hundred KiB on the wire, gigabytes unpacked: refused after what the bound has room for.
+    bomb, unpacked = zlib.compressobj(9), 0
+    decoder = SnapshotDecoder(max_blocks=1_000)
+    decoder.feed(bomb.compress(b"".join(_framed(header, rank))))
+    filler = b"".join(_framed({**rank, "worker_url": "x" * 1_000_000}))
+    with pytest.raises(SnapshotError) as caught:
+        while unpacked < 1 << 30:
+            unpacked += len(filler)
+            decoder.feed(bomb.compress(filler) + bomb.flush(zlib.Z_SYNC_FLUSH))
+    assert caught.value.reason is SnapshotFault.TOO_LARGE
+    assert unpacked < 16 << 20
+    assert fault(framed(header, *[rank] * 70_000)) is SnapshotFault.TOO_LARGE
+    assert piece["count"]
 
 
 GOOD = pack(Holdings([1, 2], [3, 4], b"\1\2", None))

@@ -230,3 +230,36 @@ async def test_reading_stops_while_nobody_takes_the_answer(pool, upstream) -> No
         await asyncio.sleep(0.1)
     assert sent < total / 2  # the rest of what it got rid of lies in kernel buffers
     assert len(await read_all(exchange)) == total
+
+
+@pytest.mark.parametrize(
+    ("framing", "most"),
+    [
+        (b"0\r\n" + b"A: b\r\n" * 4_000, 64),
+        (b"0\r\nA: " + b"b" * 20_000, 64),
+        (b"5;" + b"a" * 20_000, 64),
+    ],
+)
+async def test_an_answer_that_goes_on_without_a_body_is_given_up(pool, upstream, framing: bytes, most: int) -> None:
+    """An endless trailer held the loop for 14 s, and everything it said was kept."""
+    sent = 0
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n" + framing)
+        while sent < 64 << 20:
+            piece = framing[8:] or framing
+            writer.write(piece)
+            sent += len(piece)
+            await writer.drain()
+
+    server = await upstream(script)
+    with pytest.raises(UpstreamBodyIncomplete, match="goes on without a body"):
+        await read_all(await post(pool, server.url))
+    assert sent < most << 20
+
+
+async def test_size_lines_on_their_own_are_no_endless_framing(pool, upstream) -> None:
+    pieces = [piece for _ in range(300) for piece in (b"1;" + b"a" * 250 + b"\r\n", b"x\r\n")]
+    server = await upstream(saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *pieces, b"0\r\n\r\n"))
+    assert await read_all(await post(pool, server.url)) == b"x" * 300

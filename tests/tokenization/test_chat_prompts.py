@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sgl_router.mock.config import EMBEDDED_TOKENIZER_PATH
 from sgl_router.prompt import Prompt
-from sgl_router.tokenization import ModelTokenizer, Unrenderable, conversation_cache
+from sgl_router.tokenization import ModelTokenizer, Unrenderable, UnrenderableReason, conversation_cache
 from sgl_router.tokenization.chat_request import TemplateTraits
 from sgl_router.tokenization.encoders import choose_encoder
 from sgl_router.tokenization.model_files import ModelFacts
@@ -349,12 +349,37 @@ async def test_new_text_goes_to_the_executor_and_known_text_does_not(
 
 async def test_very_large_bodies_are_made_from_scratch_off_the_loop(build: Build, executor: Any) -> None:
     tokenizer = build(STYLES["chatml"], executor=executor, conversation_cache_bytes=1 << 20)
-    body = chat("x" * 2_100_000, "hello")
+    tokenizer._most_chars = 1 << 22
+    body = chat("x" * 2_050_000, "hello")
     prompt = await tokenizer.prompt(body)
     assert prompt.shared is None
     assert executor.submitted == 2
     many = {"messages": [{"role": "user", "content": "hi"}] * 5_000}
     assert (await same(tokenizer, many)) is not None
+
+
+async def test_more_text_than_any_context_takes_is_not_encoded(build: Build, executor: Any) -> None:
+    tokenizer = build(STYLES["chatml"], executor=executor, conversation_cache_bytes=1 << 20)
+    assert tokenizer.max_model_len == 4096
+    for body in (chat("x" * 1_050_000, "hello"), chat(*["y" * 100_000] * 12)):
+        with pytest.raises(Unrenderable) as refused:
+            await tokenizer.prompt(body)
+        assert refused.value.reason is UnrenderableReason.TOO_LONG
+        with pytest.raises(Unrenderable):
+            await tokenizer.encode_chat(body)
+    with pytest.raises(Unrenderable, match="more than 2097152 characters"):
+        await tokenizer.encode_text("x" * 2_100_000)
+    assert len((await tokenizer.prompt(chat("x" * 1_000_000, "hello"))).ids)
+
+
+async def test_client_ids_by_the_million_are_told_apart_off_the_loop(build: Build, executor: Any) -> None:
+    tokenizer = build(STYLES["chatml"], executor=executor, conversation_cache_bytes=1 << 20)
+    ids = np.arange(300_000, dtype=np.int64)
+    prompt = await tokenizer.prompt({**chat("a"), "input_ids": ids})
+    assert (prompt.ids.dtype, prompt.ids.tolist(), executor.submitted) == (np.uint32, ids.tolist(), 1)
+    for bad in (-1, 1 << 32):
+        with pytest.raises(Unrenderable):
+            await tokenizer.prompt({**chat("a"), "input_ids": np.append(ids, bad)})
 
 
 async def test_client_ids_pass_as_they_are(embedded: Any) -> None:

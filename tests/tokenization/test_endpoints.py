@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sgl_router.tokenization import (
@@ -126,6 +127,35 @@ async def test_malformed_tokens_name_the_field(golden: ModelTokenizer, body: dic
     with pytest.raises(TokenizeBadRequest) as caught:
         await detokenize_request(golden, body)
     assert caught.value.param == param
+
+
+async def test_long_sequences_stay_arrays(golden: ModelTokenizer) -> None:
+    answer = await tokenize_request(golden, {"prompt": "word " * 20_000})
+    tokens = answer["tokens"]
+    assert isinstance(tokens, np.ndarray)
+    assert len(tokens) == answer["count"]
+    wide = tokens.astype(np.int64)
+    assert await detokenize_request(golden, {"tokens": wide}) == {"text": "word " * 20_000}
+    assert await detokenize_request(golden, {"tokens": tokens.tolist()}) == {"text": "word " * 20_000}
+    wide[77] = -1
+    with pytest.raises(TokenizeBadRequest) as caught:
+        await detokenize_request(golden, {"tokens": wide})
+    assert caught.value.param == "tokens[77]"
+
+
+async def test_text_there_is_no_memory_for_is_refused(golden: ModelTokenizer) -> None:
+    for body, param in (({"prompt": "x" * 2_100_000}, "prompt"), ({"prompt": ["a", "x" * 2_100_000]}, "prompt[1]")):
+        with pytest.raises(TokenizeBadRequest) as caught:
+            await tokenize_request(golden, body)
+        assert (caught.value.param, "more than 2097152 characters" in caught.value.message) == (param, True)
+
+
+def test_long_sequences_are_decoded_alike(golden: ModelTokenizer) -> None:
+    ids = golden.encode("<|im_start|>hello , it 's  a test .\n" * 400)
+    assert len(ids) > 2_048
+    for skip in (True, False):
+        assert golden.decode(ids, skip) == golden._tokenizer.decode(ids.tolist(), skip_special_tokens=skip)
+    assert golden._decodes_in_batches
 
 
 async def test_large_work_leaves_the_event_loop(build: Any, executor: Any) -> None:

@@ -10,6 +10,7 @@ def test_reasons_are_their_own_labels() -> None:
         "template_error",
         "invalid_messages",
         "code_encoder",
+        "too_long",
     ]
 
 

@@ -136,7 +136,7 @@ class ClientConnection(asyncio.Protocol):
         self.front.forget(self)
         if self._cancel() is None and self.stage is _BODY:
             self._body = self._decoder = None
-            self._release()
+            self.release()
             self.front.exchanges.end(self._route, self._head.method, 499)
         self.stage = _CLOSING
         self.resume_writing()
@@ -284,8 +284,8 @@ class ClientConnection(asyncio.Protocol):
             forwarded = head.forward()
         if refusal is not None:
             body, self._body = b"", None
-            self._release()
-        inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name, self._release)
+            self.release()
+        inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name, self)
         out = NativeOutbound(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
         cors = self.front.cors
         if cors is not None and is_client_route(self._route):
@@ -304,8 +304,13 @@ class ClientConnection(asyncio.Protocol):
         self._head = RequestHead("other", data[:1024].lstrip(b"\r\n"), b"", False, [], 0)
         self._start(b"", fault, False)
 
-    def _release(self) -> None:
-        """The body is gone, or about to go with the frame that holds it. Any number of times."""
+    def charge(self, size: int) -> None:
+        """More is held for the request at work. Raises Overloaded."""
+        self.front.bodies.take(size, size)
+        self._held += size
+
+    def release(self) -> None:
+        """What is held for the request at work is gone, or about to go with its frame. Any number of times."""
         if self._held:
             self.front.bodies.give(self._held)
             self.front.trimmer.freed(self._held)
@@ -332,7 +337,7 @@ class ClientConnection(asyncio.Protocol):
         finally:
             refusal = None  # its traceback holds this frame
             self._task = None
-            self._release()
+            self.release()
             exchanges.end(self._route, inbound.method, out.status)
             self._served(out)
 
@@ -414,7 +419,7 @@ class ClientConnection(asyncio.Protocol):
             task.cancel()
             if not self._began:
                 self._task = None
-                self._release()
+                self.release()
                 self.front.exchanges.end(self._route, self._head.method, 499)
         return task
 
