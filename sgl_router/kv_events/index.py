@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -14,6 +15,7 @@ import structlog
 import zmq
 import zmq.asyncio
 
+from sgl_router.descriptors import EVENT_SOCKET, Descriptors, remedy, spare, tell_shortage
 from sgl_router.prompt import Prompt
 
 from .bound import MemoryBound
@@ -28,7 +30,7 @@ from .repair import Repairer, RepairOutcome
 from .replay import ReplayEnd, replay
 from .status import IndexTotals, RankStatus
 from .stream import EventStream, FrameOutcome, StreamState, Untrust
-from .subscriber import Subscriber, make_context
+from .subscriber import SPARE_DESCRIPTORS, Subscriber, make_context
 from .tree import BlockTree
 from .walk import depth_of
 from .warm import WarmStart
@@ -132,7 +134,9 @@ class KvIndex:
         max_blocks: int = 40_000_000,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
+        descriptors: Descriptors | None = None,
     ) -> None:
+        self._descriptors = descriptors or Descriptors()
         self.tree = BlockTree()
         self._secret = secrets.randbits(64)
         self._hashers: dict[tuple[int, bool], BlockHasher] = {}
@@ -171,6 +175,12 @@ class KvIndex:
         self.on_reconnect: Callable[[Worker], None] = lambda worker: None
         """Called when a worker whose blocks were known is back on the line: find out who it is and `confirm` it."""
 
+    def prepare(self) -> None:
+        """Start what event sockets share while there are descriptors for it, as is the case when a process begins."""
+        if self._context is None:
+            self._context = make_context()
+            self._context.socket(zmq.PAIR).close(0)  # the first socket starts the threads
+
     # --- workers ------------------------------------------------------------------------------------------------
 
     def worker_added(self, worker: Worker) -> None:
@@ -180,6 +190,8 @@ class KvIndex:
             return
         ranks = self._ranks[worker] = []
         for target in worker.targets:
+            if not self._descriptors.claim(EVENT_SOCKET):
+                break
             stream = EventStream(
                 self.tree,
                 self._hasher,
@@ -194,6 +206,17 @@ class KvIndex:
             self._subscribe(rank, source)
             if rank.feed is not None:
                 self.warm.offer(target, rank.feed)
+        left_out = len(worker.targets) - len(ranks)
+        if left_out:
+            log.warning(
+                "too few file descriptors for the kv events of all ranks: the rest is routed without events",
+                worker=worker.id,
+                url=worker.url,
+                ranks=len(worker.targets),
+                left_out=left_out,
+                limit=self._descriptors.limit,
+                set=remedy(number=self._descriptors.advice(left_out * EVENT_SOCKET)),
+            )
         self._dirty.add(worker.model_id)
 
     def worker_removed(self, worker: Worker) -> None:
@@ -205,6 +228,7 @@ class KvIndex:
             self._expectations.give_up(rank.slot)
             self._withheld.forget(rank.stream)
             rank.close()
+            self._descriptors.give_back(EVENT_SOCKET)
             del self._by_stream[rank.stream]
             del self._by_target[rank.target]
         self._dirty.add(worker.model_id)
@@ -244,8 +268,8 @@ class KvIndex:
     # --- connections --------------------------------------------------------------------------------------------
 
     def _subscribe(self, rank: _Rank, source: KvEventSource) -> None:
-        if self._context is None:
-            self._context = make_context()
+        self.prepare()
+        assert self._context is not None
         subscriber = rank.subscriber = Subscriber(
             self._context,
             source.endpoint(rank.target.dp_rank),
@@ -275,6 +299,10 @@ class KvIndex:
         self, endpoint: str, live: Subscriber, start: int
     ) -> AsyncGenerator[Frame | ReplayEnd, None]:
         """One of a few replays at a time: each may bring a whole buffer, and its receiving side is unbounded."""
+        if not spare(SPARE_DESCRIPTORS):
+            tell_shortage(errno.EMFILE, "missed kv events are not replayed")
+            yield ReplayEnd.TIMEOUT
+            return
         if self._replay_context is None:
             # Not the event sockets' context: its I/O thread must not be busy with history while events come in.
             self._replay_context = zmq.asyncio.Context()

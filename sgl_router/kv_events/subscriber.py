@@ -8,6 +8,7 @@ and when the last frame from before it was received (`connection(False)`, in ban
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -17,9 +18,15 @@ import structlog
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-__all__ = ["Subscriber", "make_context"]
+from sgl_router.descriptors import spare, tell_shortage
+
+__all__ = ["SPARE_DESCRIPTORS", "Subscriber", "make_context"]
 
 log = structlog.get_logger(__name__)
+
+SPARE_DESCRIPTORS = 16
+"""libzmq ends the process (SIGABRT) where it finds no descriptor for an I/O thread: so many must be there before a
+context's first socket is opened."""
 
 _RETRY_SECS = (0.1, 2.0)
 _STABLE_SECS = 5.0
@@ -119,6 +126,10 @@ class Subscriber:
     def _open(self) -> None:
         self._timer = None
         self._ended = False
+        if not spare(SPARE_DESCRIPTORS):
+            tell_shortage(errno.EMFILE, "event sockets are opened later")
+            self._open_later()
+            return
         socket: zmq.Socket[bytes] | None = None
         try:
             socket = self._context.socket(zmq.SUB)

@@ -14,7 +14,8 @@ import aiohttp
 import structlog
 from msgspec import structs
 
-from sgl_router.kv_events.subscriber import make_context
+from sgl_router.descriptors import EVENT_SOCKET, Descriptors, spare
+from sgl_router.kv_events.subscriber import SPARE_DESCRIPTORS, make_context
 from sgl_router.workers.server_info import parse_version
 from sgl_router.workers.worker import Target, Worker
 
@@ -60,7 +61,9 @@ class LoadWatch:
         failing_secs: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
+        descriptors: Descriptors | None = None,
     ) -> None:
+        self._descriptors = descriptors or Descriptors()
         self.counts: Counter[tuple[LoadSource, LoadOutcome]] = Counter()
         self._listener = listener
         self._wants = wants
@@ -87,7 +90,12 @@ class LoadWatch:
             return
         watched = self._watched[worker] = _Watched(worker, self._clock())
         source = worker.info.kv_source
-        if source is not None and source.load_port_base is not None:
+        if (
+            source is not None
+            and source.load_port_base is not None
+            and spare(SPARE_DESCRIPTORS)
+            and self._descriptors.claim(EVENT_SOCKET * worker.dp_size)  # else it is asked instead
+        ):
             if self._context is None:
                 self._context = make_context()
             for target in worker.targets:
@@ -139,6 +147,7 @@ class LoadWatch:
     def _end(self, watched: _Watched) -> None:
         for channel in watched.channels:
             channel.close()
+            self._descriptors.give_back(EVENT_SOCKET)
         if watched.poller is not None:
             watched.poller.close()
             self._ending.add(watched.poller.task)

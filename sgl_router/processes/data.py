@@ -53,9 +53,9 @@ class DataProcess:
     async def start(self) -> None:
         """Load tokenizers, join the routing process, listen. Raises StartupError."""
         config = self.config
-        prepare_process()
+        descriptors = prepare_process(config)
         models = await load_models(config, self._rng, lambda target: 0)
-        registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool()
+        registry, load, pool = WorkerRegistry(), ActiveLoad(), UpstreamPool(descriptors=descriptors)
         registry.add_listener(load)
         registry.add_listener(ForgetConnections(pool))
         index = KvIndex()  # stays empty, as the manager stays idle: the routing process has the ones at work
@@ -87,6 +87,7 @@ class DataProcess:
             pool=pool,
             metrics=metrics,
             worker_api_key=worker_api_key(config),
+            descriptors=descriptors,
         )
         life = self._life
         self._talk = asyncio.create_task(self.routing.run(), name="routing")

@@ -16,6 +16,7 @@ from sgl_router.observability.refusals import log_refusal
 from sgl_router.proxy import Headers
 from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.envelope import error_response
+from sgl_router.server.exchange import too_many_requests
 from sgl_router.server.http.front import NativeFront
 from sgl_router.server.http.paced import Paced
 from sgl_router.server.views import LIVENESS_PATHS
@@ -36,19 +37,34 @@ class DataFront(NativeFront):
         super().__init__(services)
         self._admin_path = admin_path
         self._routing_away = away
+        self._spliced = 0
+        # The routing process must have a descriptor for each.
+        self._most_spliced = max(services.descriptors.requests // services.config.server.processes, 8)
 
     def successor(self) -> asyncio.Protocol:
-        return Splice(self._admin_path, self._instead)
+        self._spliced += 1
+        return Splice(self._admin_path, self._instead, self._over)
+
+    def handed_over(self) -> int:
+        return 2 * self._spliced
+
+    def _over(self) -> None:
+        self._spliced -= 1
 
     def _instead(self, request: bytes, refused: bool) -> bytes | None:
         """This process is alive, whatever the other is; everything else only the other knows."""
-        if not refused and not self._routing_away():
+        crowded = self._spliced > self._most_spliced
+        if not (crowded or refused or self._routing_away()):
             return None
         method, _, rest = request.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
         head_only = method == b"HEAD"
         if path.decode("latin-1") in LIVENESS_PATHS:
             return _answer(200, [], msgspec.json.encode({"status": "ok"}), head_only)
+        if crowded:
+            overload = too_many_requests()
+            log_refusal(overload, None, method.decode("latin-1"), path)
+            return _answer(*error_response(overload), head_only)
         if path == b"/readyz":
             return _answer(503, [], msgspec.json.encode({"status": "not ready", "reasons": [AWAY]}), head_only)
         if not refused:

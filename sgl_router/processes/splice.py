@@ -19,8 +19,12 @@ class Splice(asyncio.Protocol):
     again with True where none could be made; with None the client's connection is broken.
     """
 
-    def __init__(self, path: str, instead: Callable[[bytes, bool], bytes | None]) -> None:
+    def __init__(
+        self, path: str, instead: Callable[[bytes, bool], bytes | None], over: Callable[[], None] = lambda: None
+    ) -> None:
+        """`over` is called once, when the client's connection has closed."""
         self._path = path
+        self._over = over
         self._instead = instead
         self._client: asyncio.Transport | None = None
         self._far: _Far | None = None
@@ -47,6 +51,7 @@ class Splice(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._client = None
+        self._over()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._far is not None:

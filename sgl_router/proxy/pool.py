@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 import time
 from collections.abc import Callable
 from functools import lru_cache
 from types import TracebackType
 
-from sgl_router.errors import ConnectFailed, RouterError, UpstreamTimeout, UpstreamUnreachable
+from sgl_router.descriptors import Descriptors, shortage, spare, tell_shortage
+from sgl_router.errors import ConnectFailed, Overloaded, RouterError, UpstreamTimeout, UpstreamUnreachable
 
 from .address import Address
 from .connection import Headers, UpstreamConnection
@@ -66,8 +68,10 @@ class UpstreamPool:
         *,
         clock: Callable[[], float] = time.monotonic,
         max_connections: int = MAX_CONNECTIONS_PER_WORKER,
+        descriptors: Descriptors | None = None,
     ) -> None:
         self._clock = clock
+        self._descriptors = descriptors or Descriptors()
         self._max_connections = max_connections
         self._addresses: dict[str, Address] = {}
         self._sweeper: asyncio.TimerHandle | None = None
@@ -86,7 +90,7 @@ class UpstreamPool:
         answer_secs: float = 0.0,
     ) -> UpstreamExchange:
         """Send, and wait for the head of an event stream, for all of any other answer. `headers`: pairs, or their
-        lines. Raises ConnectFailed, UpstreamUnreachable and UpstreamBodyIncomplete.
+        lines. Raises ConnectFailed, Overloaded, UpstreamUnreachable and UpstreamBodyIncomplete.
 
         With a `deadline`, a connection must be had within `connect_secs` (name, handshakes, waiting in line), and the
         answer within `answer_secs` of the call; the deadline is left armed.
@@ -152,20 +156,38 @@ class UpstreamPool:
             self._sweeper = None
 
     async def _connect(self, address: Address) -> UpstreamConnection:
-        if address.tls and self._tls is None:
-            self._tls = ssl.create_default_context()
+        """Raises ConnectFailed where the worker is to blame, Overloaded where this machine is short of something."""
         connection = UpstreamConnection(address.left)
         try:
-            await asyncio.get_running_loop().create_connection(
-                lambda: connection, address.host, address.port, ssl=self._tls if address.tls else None
-            )
-        except OSError as error:  # refused, unreachable, name not found, TLS refused
-            connection.leave()
-            raise ConnectFailed("no connection to the worker could be made") from error
+            if sum(one.open for one in self._addresses.values()) > self._descriptors.requests:
+                await self._close_oldest()
+            if address.tls and self._tls is None:
+                self._tls = _tls_context()
+            for last in (False, True):
+                try:
+                    await asyncio.get_running_loop().create_connection(
+                        lambda: connection, address.host, address.port, ssl=self._tls if address.tls else None
+                    )
+                    break
+                except OSError as error:  # refused, unreachable, name not found, TLS refused; or the router's own
+                    code = shortage(error)
+                    if code is None:
+                        raise ConnectFailed("no connection to the worker could be made") from error
+                    if last or code == errno.EADDRNOTAVAIL or not await self._close_oldest():
+                        raise _overloaded(code) from error
         except BaseException:
             connection.leave()
             raise
         return connection
+
+    async def _close_oldest(self) -> bool:
+        """Close the connection that has been idle for longest, to whichever worker, for its descriptor."""
+        idle = [address for address in self._addresses.values() if address.idle]
+        if not idle:
+            return False
+        min(idle, key=lambda address: address.idle[0].idle_since).idle.pop(0).close()
+        await asyncio.sleep(0)  # a transport closes its socket in the next turn
+        return True
 
     def _return(self, address: Address, connection: UpstreamConnection) -> None:
         if not (connection.reusable and address.live):
@@ -192,6 +214,18 @@ class UpstreamPool:
 
 _NEVER = float("inf")
 _NOT_AGAIN = "the worker closed the connection as the request was sent, and no other could be made"
+
+
+def _tls_context() -> ssl.SSLContext:
+    """Raises Overloaded: a context made without a descriptor to read the certificates with would trust nobody."""
+    if not spare(1):
+        raise _overloaded(errno.EMFILE)
+    return ssl.create_default_context()
+
+
+def _overloaded(code: int) -> Overloaded:
+    tell_shortage(code, "requests are refused with 503")
+    return Overloaded("the router has no connection to spare for this request at the moment")
 
 
 @lru_cache(maxsize=16)

@@ -17,7 +17,7 @@ from aiohttp.http import SERVER_SOFTWARE, HttpVersion11
 from aiohttp.log import server_logger
 from multidict import CIMultiDict
 
-from sgl_router.errors import BadRequest, BodyTooLarge, RouteNotFound, RouterError
+from sgl_router.errors import BadRequest, BodyTooLarge, Overloaded, RouteNotFound, RouterError
 from sgl_router.observability.metrics import CONTENT_TYPE
 from sgl_router.observability.refusals import RefusedByParser
 from sgl_router.proxy import ClientGone, Headers, forward_headers, header_lines, header_pairs
@@ -25,6 +25,7 @@ from sgl_router.routing import LocalRouting
 
 from .cors import Cors, is_client_route
 from .decisions import decisions_view
+from .door import Door
 from .exchange import (
     FLUSH_SECS,
     SERVER,
@@ -34,6 +35,7 @@ from .exchange import (
     body_too_large,
     check_encoding,
     method_not_allowed,
+    too_many_requests,
 )
 from .http.faults import HttpFault, HttpRefused
 from .inbound import Inbound, request_id
@@ -59,17 +61,20 @@ class AiohttpFront:
 
     def __init__(self, services: Services, routes: Routes = DATA_ROUTES) -> None:
         self._runner = make_runner(services, routes)
-        self._site: web.SockSite | None = None
+        self._descriptors = services.descriptors
+        self._door: Door | None = None
 
     async def start(self, listener: socket.socket, backlog: int = 2048) -> None:
         await self._runner.setup()
-        self._site = web.SockSite(self._runner, listener, backlog=backlog)
-        await self._site.start()
+        server = self._runner.server
+        assert server is not None
+        self._door = Door(listener, server, lambda: len(server.connections), self._descriptors, backlog)
+        await self._door.open()
 
     async def stop_listening(self) -> None:
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
 
     async def close(self) -> None:
         await self.stop_listening()
@@ -224,6 +229,8 @@ def _data_route(services: Services, serve: Serve, bodies: BodyBudget) -> _Handle
 
     async def handle(request: web.Request) -> web.StreamResponse:
         headers: Headers = list(request.raw_headers)
+        if services.in_flight.count > services.descriptors.requests:
+            raise too_many_requests()
         out = _AiohttpOutbound(request, request[_ID], services)
         size = min(limit if request.content_length is None else request.content_length, limit)
         bodies.take(size, size)
@@ -358,7 +365,7 @@ async def _answer(exchanges: Exchanges, request: web.Request, handler: _Handler,
     response = web.Response(status=status, body=body)
     for key, value in headers:
         response.headers[key.decode()] = value.decode()
-    if isinstance(error, (BodyTooLarge, HttpRefused)):
+    if isinstance(error, (BodyTooLarge, HttpRefused, Overloaded)):
         response.force_close()  # the rest of the body is not going to be read
     return response
 

@@ -13,6 +13,7 @@ from sgl_router.errors import (
     ConnectFailed,
     InternalError,
     NoHealthyWorkers,
+    Overloaded,
     RouterError,
     StaleRequestExpired,
     UpstreamBodyIncomplete,
@@ -50,6 +51,7 @@ _OUTCOMES: dict[type[Exception], Outcome] = {
     UpstreamBodyIncomplete: Outcome.INCOMPLETE,
     UpstreamUnreachable: Outcome.NO_RESPONSE,
     StaleRequestExpired: Outcome.EXPIRED,
+    Overloaded: Outcome.REJECTED,
 }
 
 

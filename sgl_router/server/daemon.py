@@ -83,7 +83,7 @@ class Daemon:
     async def start(self) -> None:
         """Load tokenizers, listen, begin to look for workers. Raises StartupError."""
         config = self.config
-        prepare_process()
+        descriptors = prepare_process(config)
         try:
             discovery = make_discovery(config.discovery)
         except DiscoveryUnavailable as error:
@@ -102,17 +102,20 @@ class Daemon:
             quiet_check_secs=events.quiet_check_secs,
             expect_ttl_secs=events.expect_ttl_secs,
             max_blocks=events.max_blocks,
+            descriptors=descriptors,
         )
+        index.prepare()
         try:
             models = await self._load_models(config, self._rng, index.held_tokens)
         except BaseException:
             listener.close()
+            index.close()
             raise
         costed = {
             one.id: one.kv_cost.prefill_tokens_per_sec for one in config.models if one.policy is PolicyName.KV_COST
         }
         load = ActiveLoad(costed, stale_secs=config.load_reports.stale_after_secs)
-        registry, pool = WorkerRegistry(), UpstreamPool()
+        registry, pool = WorkerRegistry(), UpstreamPool(descriptors=descriptors)
         registry.add_listener(load)
         registry.add_listener(index)
         registry.add_listener(ForgetConnections(pool))
@@ -136,6 +139,7 @@ class Daemon:
                 wants=costed.__contains__,
                 api_key=worker_api_key(config),
                 interval_secs=config.load_reports.interval_secs,
+                descriptors=descriptors,
             )
             registry.add_listener(self._watch)
         if config.health.check_tokens:
@@ -155,6 +159,7 @@ class Daemon:
             pool=pool,
             metrics=metrics,
             worker_api_key=worker_api_key(config),
+            descriptors=descriptors,
         )
         life = self._life
         await life.serve(self._front(self._services), listener)

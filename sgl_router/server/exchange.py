@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING
 
 import structlog
 
-from sgl_router.errors import BadRequest, BodyTooLarge, InternalError, MethodNotAllowed, RouterError
+from sgl_router.descriptors import tell_shortage
+from sgl_router.errors import BadRequest, BodyTooLarge, InternalError, MethodNotAllowed, Overloaded, RouterError
 from sgl_router.observability.refusals import log_refusal
 from sgl_router.proxy import Headers
 
@@ -24,6 +26,7 @@ __all__ = [
     "body_too_large",
     "check_encoding",
     "method_not_allowed",
+    "too_many_requests",
 ]
 
 log = structlog.get_logger(__name__)
@@ -95,3 +98,9 @@ def body_too_large(limit: int) -> BodyTooLarge:
 
 def method_not_allowed(method: str, path: str) -> MethodNotAllowed:
     return MethodNotAllowed(f"{method[:20]} is not allowed on {path[:200]!r}")
+
+
+def too_many_requests() -> Overloaded:
+    """No descriptor is left for another request's connection to a worker."""
+    tell_shortage(errno.EMFILE, "requests are refused with 503")
+    return Overloaded("as many requests are under way as this router has file descriptors for")

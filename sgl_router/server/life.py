@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import random
-import resource
 import socket
 import sys
 import time
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.descriptors import Descriptors, in_use, raise_limit, remedy
 from sgl_router.policies import make_policy
 from sgl_router.tokenization import ModelTokenizer, TokenizerLoadError
 
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["ForgetConnections", "Life", "count_prompts", "freeze_start_up", "load_models", "prepare_process"]
 
 log = structlog.get_logger(__name__)
+
+# Below, the limit of open files is told at start: no service manager's default is as low.
+_FEW_REQUESTS = 1_000
 
 
 class Life:
@@ -128,16 +130,21 @@ async def count_prompts(services: Services, period_secs: float = 1.0) -> None:
         await asyncio.sleep(period_secs)
 
 
-def prepare_process() -> None:
-    """Limits and switches of the interpreter, before anything else."""
-    # Every stream is two sockets and every rank of a worker two more: take what the system allows.
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def prepare_process(config: Config) -> Descriptors:
+    """Limits and switches of the interpreter, before anything else; what file descriptors there are."""
+    listed = config.discovery.static_urls
+    descriptors = Descriptors(raise_limit(), in_use(), workers=len(listed.urls) if listed is not None else 0)
+    if descriptors.requests < _FEW_REQUESTS:
+        log.warning(
+            "few file descriptors: more requests at a time than this are refused with 503",
+            requests=descriptors.requests,
+            limit=descriptors.limit,
+            set=remedy(),
+        )
     # Long prompts are rendered in a thread: with the default of 5 ms the loop would wait that long for the GIL.
     sys.setswitchinterval(0.0005)
     prepare_malloc()
+    return descriptors
 
 
 def freeze_start_up() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from sgl_router.descriptors import Descriptors
 from sgl_router.errors import ModelNotFound
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Services:
     pool: UpstreamPool
     metrics: Metrics
     worker_api_key: str | None = field(default=None, repr=False)
+    descriptors: Descriptors = field(default_factory=Descriptors)
     in_flight: InFlight = field(default_factory=InFlight)
     draining: bool = False
     closing: bool = False

@@ -18,6 +18,8 @@ class WorkerFault(str, Enum):
     MALFORMED = "malformed"
     INVALID = "invalid"
     NOT_A_WORKER = "not_a_worker"
+    ROUTER_SHORT = "router_short"
+    """The router is short of file descriptors or memory: says nothing of the worker."""
 
     @classmethod
     def of_status(cls, status: int) -> WorkerFault:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import NamedTuple
 
 import aiohttp
 
+from sgl_router.descriptors import shortage, tell_shortage
 from sgl_router.workers.fault import WorkerFault
 
 __all__ = ["FetchError", "Reply", "control_session", "fetch"]
@@ -78,13 +80,24 @@ async def fetch(
     except aiohttp.ClientSSLError:
         raise FetchError(WorkerFault.CONNECT_FAILED, "the TLS handshake failed") from None
     except aiohttp.ClientConnectorError as error:
+        _own_shortage(error.os_error)
         raise FetchError(WorkerFault.CONNECT_FAILED, _why(error.os_error)) from None
     except aiohttp.ClientResponseError:
         raise FetchError(WorkerFault.MALFORMED, f"{path} was answered by something that does not speak HTTP") from None
     except (aiohttp.InvalidURL, UnicodeError):
         raise FetchError(WorkerFault.CONNECT_FAILED, "the worker URL cannot be dialled") from None
-    except (aiohttp.ClientError, OSError):
+    except (aiohttp.ClientError, OSError) as error:
+        _own_shortage(error)
         raise FetchError(WorkerFault.CONNECTION_LOST, f"the connection broke during {path}") from None
+
+
+def _own_shortage(error: BaseException) -> None:
+    """Raises FetchError where the router is to blame. No port to reach this one address from is not such a case: the
+    worker is out of reach for as long as that lasts, and others are not."""
+    code = shortage(error)
+    if code is not None and code != errno.EADDRNOTAVAIL:
+        tell_shortage(code, "workers cannot be asked for their health and load")
+        raise FetchError(WorkerFault.ROUTER_SHORT, "the router is short of file descriptors or memory") from None
 
 
 def _why(error: OSError) -> str:

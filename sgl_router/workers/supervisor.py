@@ -243,8 +243,8 @@ class WorkerSupervisor:
 
     def _probe_failed(self, result: ProbeResult) -> None:
         worker = self.worker
-        if worker is None:
-            return
+        if worker is None or result.fault is WorkerFault.ROUTER_SHORT:
+            return  # of a shortage of the router's own the log has the reason; nothing was learned of the worker
         if result.fault is WorkerFault.NOT_READY and worker.health is HealthState.STARTING:
             return  # warming up for as long as it takes
         self._suspect = True

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sgl_router.config import Config, parse_config
+from sgl_router.descriptors import Descriptors
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics
 from sgl_router.server.aiohttp_front import AiohttpFront
@@ -45,6 +46,7 @@ class StubServices:
         self.metrics = Metrics(self.registry, self.index)
         self.in_flight = InFlight()
         self.routing = None
+        self.descriptors = Descriptors()
         self.closing = False
 
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, cast
 from sgl_router.errors import RouterError
 from sgl_router.proxy import ClientGone
 from sgl_router.server.cors import is_client_route
-from sgl_router.server.exchange import UNMATCHED, body_too_large, check_encoding, method_not_allowed
+from sgl_router.server.exchange import (
+    UNMATCHED,
+    body_too_large,
+    check_encoding,
+    method_not_allowed,
+    too_many_requests,
+)
 from sgl_router.server.inbound import Inbound, request_id
 
 from .chunked import ChunkedDecoder
@@ -176,6 +182,9 @@ class ClientConnection(asyncio.Protocol):
         self._head = head
         self._route, self._serve = found
         front.exchanges.begin(self._route, head.method)
+        if front.in_flight.count > front.descriptors.requests:
+            self._start(b"", too_many_requests(), False)
+            return
         refusal: RouterError | None = None
         if head.method != "POST" or head.content_encoding or head.unmet_expectation:
             refusal = self._objection(head)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sgl_router.server.aiohttp_front import make_runner
 from sgl_router.server.cors import Cors
+from sgl_router.server.door import Door
 from sgl_router.server.exchange import SERVER, Exchanges
 from sgl_router.server.memory import Trimmer, body_budget
 from sgl_router.server.routes import DATA_ROUTES, Routes
@@ -46,7 +47,9 @@ class NativeFront:
         self.date_line = b""
         self.server_line = b"server: " + SERVER.encode("ascii") + b"\r\n"
         self._runner = make_runner(services, routes)
-        self._server: asyncio.Server | None = None
+        self.in_flight = services.in_flight
+        self.descriptors = services.descriptors
+        self._door: Door | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Event | None = None
 
@@ -57,13 +60,14 @@ class NativeFront:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._sweep()
-        self._server = await self.loop.create_server(lambda: ClientConnection(self), sock=listener, backlog=backlog)
+        self._door = Door(listener, lambda: ClientConnection(self), self._in_use, self.descriptors, backlog)
+        await self._door.open()
 
     async def stop_listening(self) -> None:
         """Accept nothing new. Requests in flight go on; aiohttp's idle connections stay for one more. Idempotent."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._door is not None:
+            self._door.close()
+            self._door = None
         for connection in list(self.connections):
             connection.close_if_idle()
 
@@ -94,8 +98,19 @@ class NativeFront:
         assert self._runner.server is not None, "the front has been started"
         return Paced(self._runner.server())
 
+    def handed_over(self) -> int:
+        """Descriptors of connections that are no longer this front's."""
+        return len(self._runner.server.connections) if self._runner.server is not None else 0
+
+    def _in_use(self) -> int:
+        return len(self.connections) + self.handed_over()
+
     def _sweep(self) -> None:
         now = self.loop.time()
+        if self._door is not None and self._door.full:
+            spared = now + self.limits.idle_secs - self.limits.crowded_idle_secs
+            for connection in [connection for connection in self.connections if connection.due <= spared]:
+                connection.close_if_idle()
         self.now = now + self.limits.sweep_secs
         self.date_line = b"date: " + formatdate(usegmt=True).encode("ascii") + b"\r\n"
         for connection in [connection for connection in self.connections if connection.due <= now]:

@@ -16,6 +16,8 @@ class HttpLimits:
     sweep_secs: float = 1.0
     idle_secs: float = 75.0
     """Between requests, and before the first."""
+    crowded_idle_secs: float = 2.0
+    """The same while other clients cannot be let in for want of descriptors."""
     head_secs: float = 20.0
     """From the first byte of a request to the end of its headers."""
     body_secs: float = UPLOAD_SECS
