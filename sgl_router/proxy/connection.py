@@ -63,11 +63,11 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_bodiless",
-        "_broke_at",
         "_buffered",
         "_busy",
         "_chunked",
         "_chunks",
+        "_crossed",
         "_distrusted",
         "_failure",
         "_framing_bytes",
@@ -123,7 +123,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._bodiless = False
         self._head_done = False
         self._head_bytes = 0
-        self._sent_at = self._broke_at = 0.0
+        self._sent_at = 0.0
+        self._crossed = False
         self._framing_bytes = 0
         self._chunked = False
         self._distrusted = False
@@ -155,9 +156,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._limit = WHOLE_LIMIT
         self._piecewise = False
         self.heard_by = _NOBODY
-        self._sent_at, self._broke_at = self._loop.time(), _NEVER
+        self._sent_at, self._crossed = self._loop.time(), False
         if self.closed or transport is None:
-            self._broke_at = self._sent_at
+            self._crossed = True
             self._fail(_NO_ANSWER)
         elif len(body) <= JOIN_LIMIT:
             transport.write(head + body)
@@ -216,13 +217,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     @property
     def crossed(self) -> bool:
-        """Whether the worker's close can have crossed the last request on its way: then nothing has read the request.
+        """Whether the worker's close crossed the last request on its way, so that it cannot have read all of it.
 
-        True where the connection was found closed, or broke within CROSSING_SECS of the request's first byte, without a
-        byte of response; never where the kernel knows that all of the request had arrived before the close. It does not
-        know after a reset.
+        True where the connection was found closed, or was closed without a byte of response before all of the request
+        had arrived. What had arrived before a reset is not known: True within CROSSING_SECS of the first byte.
         """
-        return not self._head_bytes and self._broke_at - self._sent_at < CROSSING_SECS
+        return self._crossed and not self._head_bytes
 
     @property
     def reusable(self) -> bool:
@@ -352,16 +352,20 @@ class UpstreamConnection(asyncio.Protocol):
             _HEADS.learn(data, AnswerHead(self.status, self.headers, self.lines))
 
     def eof_received(self) -> None:
-        """The worker has closed in good order: `connection_lost` follows."""
-        if self._busy and unacknowledged(self._transport) == 0:
-            self._sent_at = -_NEVER  # the close came after the request
-        self._broke()
+        """The worker has closed in good order; `connection_lost` follows, and nothing is to be written until then."""
+        if not self._busy:
+            self.closed = True
+            return
+        left = unacknowledged(self._transport)
+        self._crossed = self._just_sent() if left is None else self._unsent or left > 0
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
         if self._busy:
-            if exc is not None:  # a reset
-                self._broke()
+            if isinstance(exc, BrokenPipeError):  # at writing: some of the request has not left
+                self._crossed = True
+            elif exc is not None and not self._crossed:
+                self._crossed = self._just_sent()
             framed = self._chunked or self.content_length is not None
             if not self._head_done:
                 self._fail(_NO_ANSWER)
@@ -372,9 +376,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._wake()
         self.leave()
 
-    def _broke(self) -> None:
-        if self._broke_at == _NEVER:
-            self._broke_at = self._loop.time()
+    def _just_sent(self) -> bool:
+        return self._loop.time() - self._sent_at < CROSSING_SECS
 
     def pause_writing(self) -> None:
         self._writing_paused = True
@@ -452,6 +455,5 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 _NOBODY = _Nobody()
-_NEVER = float("inf")
 _HEADS = AnswerHeads()
 _NO_ANSWER = "the worker closed the connection before answering"

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import pytest
 
 from sgl_router.errors import UpstreamBodyIncomplete, UpstreamTimeout
-from sgl_router.proxy import ClientGone, Deadline, Relayed, relay
+from sgl_router.proxy import ClientGone, Deadline, Relayed, Said, relay
 from sgl_router.proxy.connection import WHOLE_LIMIT
 
+relaying = sys.modules[relay.__module__]
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -15,9 +17,13 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-async def run(pool, server, recorder, *, idle_secs: float = 5.0) -> tuple[Relayed, list[int]]:
+async def run(
+    pool, server, recorder, *, idle_secs: float = 5.0, answer_secs: float = 20.0
+) -> tuple[Relayed, list[int]]:
     relayed, firsts = Relayed(), []
-    with Deadline() as deadline, await pool.open(server.url, b"POST", b"/", [], b"{}") as exchange:
+    with Deadline() as deadline, await pool.open(
+        server.url, b"POST", b"/", [], b"{}", deadline=deadline, connect_secs=5.0, answer_secs=answer_secs
+    ) as exchange:
         await relay(
             exchange,
             recorder,
@@ -226,7 +232,7 @@ async def test_a_front_that_can_takes_events_without_a_task_being_woken(pool, up
     relayed, firsts = await job
     assert len(set(seen[1:])) == 1
     assert (len(out.taken), recorder.writes) == (20, 0)
-    assert (relayed.bytes_out, firsts) == (len(recorder.body), [0])
+    assert (relayed.bytes_out, len(firsts)) == (len(recorder.body), 1)
     assert recorder.ended
 
 
@@ -369,3 +375,176 @@ async def test_the_end_is_told_with_the_last_events(pool, upstream, recorder) ->
     await job
     assert out.taken == [events(0), events(1, 2)]
     assert out.last
+
+
+def data(text: str) -> bytes:
+    return f"data: {text}\n\n".encode()
+
+
+TOKEN = data('{"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": null}]}')
+ROLE = data('{"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}')
+STOP = data('{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}')
+ABORT = data('{"choices": [{"index": 0, "delta": {}, "finish_reason": "abort"}]}')
+FULL = data('{"error": {"object": "error", "message": "full", "type": "t", "param": null, "code": 503}}')
+DONE = data("[DONE]")
+FRONTS = pytest.mark.parametrize("direct", [False, True], ids=["waiting", "direct"])
+
+
+def streaming(*pieces: bytes, head: bytes = SSE):
+    async def script(reader, writer) -> None:
+        writer.write(head)
+        for piece in pieces:
+            await writer.drain()
+            await asyncio.sleep(0.001)  # a piece of its own
+            writer.write(chunk(piece))
+        writer.write(b"0\r\n\r\n")
+
+    return script
+
+
+@FRONTS
+@pytest.mark.parametrize(
+    ("pieces", "firsts", "said", "status"),
+    [
+        ([TOKEN, STOP, DONE], 1, Said.GOOD, 200),
+        ([ROLE, TOKEN, STOP, DONE], 1, Said.GOOD, 200),
+        ([b": keep-alive\n\n"] * 3 + [ROLE, TOKEN, DONE], 1, Said.GOOD, 200),
+        ([ROLE, DONE], 1, Said.GOOD, 200),
+        ([TOKEN[:20], TOKEN[20:], DONE], 1, Said.GOOD, 200),
+        ([TOKEN[:-2]], 1, Said.GOOD, 200),
+        ([ROLE, FULL, DONE], 0, Said.ERROR, 503),
+        ([FULL, DONE], 0, Said.ERROR, 503),
+        ([b": keep-alive\n\n", FULL.replace(b"503", b"500"), DONE], 0, Said.ERROR, 500),
+        ([FULL[:-2]], 0, Said.ERROR, 503),
+        ([TOKEN, FULL, DONE], 1, Said.ERROR, 503),
+        ([ABORT, DONE], 0, Said.ABORTED, 200),
+        ([ROLE + ABORT, DONE], 0, Said.ABORTED, 200),
+        ([TOKEN, ABORT, DONE], 1, Said.ABORTED, 200),
+        ([b": keep-alive\n\n"], 0, Said.NOTHING, 200),
+        ([b"data:\n\n"], 0, Said.NOTHING, 200),
+        ([DONE], 0, Said.NOTHING, 200),
+        ([], 0, Said.NOTHING, 200),
+    ],
+)
+async def test_what_a_stream_comes_to(
+    pool, upstream, recorder, direct, pieces, firsts, said, status, monkeypatch
+) -> None:
+    monkeypatch.setattr(relaying, "OPENING_SECS", 60.0)
+    out = Direct(recorder) if direct else recorder
+    relayed, called = await run(pool, await upstream(streaming(*pieces)), out)
+    assert (len(called), relayed.ending.said, relayed.judged_status) == (firsts, said, status)
+    assert recorder.body == b"".join(pieces)
+    assert relayed.bytes_out == len(recorder.body)
+    assert recorder.ended
+
+
+@FRONTS
+async def test_a_role_counts_for_a_token_unless_an_abort_follows_at_once(
+    pool, upstream, recorder, direct, monkeypatch
+) -> None:
+    monkeypatch.setattr(relaying, "OPENING_SECS", 60.0)
+    out = Direct(recorder) if direct else recorder
+    relayed, called = await run(pool, await upstream(streaming(ROLE, ABORT, DONE)), out)
+    assert (len(called), relayed.ending.said) == (0, Said.ABORTED)
+
+    monkeypatch.setattr(relaying, "OPENING_SECS", 0.001)
+    step, called = asyncio.Event(), []
+
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(ROLE))
+        await step.wait()
+        writer.write(chunk(TOKEN) + b"0\r\n\r\n")
+
+    server, recorder.body, relayed = await upstream(script), b"", Relayed()
+
+    async def job() -> None:
+        with Deadline() as deadline, await pool.open(server.url, b"POST", b"/", [], b"{}") as exchange:
+            await relay(
+                exchange, out, relayed, deadline=deadline, idle_secs=5.0, added_lines=b"",
+                first_byte=lambda: called.append(recorder.body),
+            )  # fmt: skip
+
+    task = asyncio.create_task(job())
+    await until(lambda: called)  # while the worker is at the first token
+    assert called == [ROLE]
+    step.set()
+    await task
+    assert (len(called), relayed.ending.said) == (1, Said.GOOD)
+
+
+@FRONTS
+async def test_comments_do_not_end_the_time_for_the_first_token(pool, upstream, recorder, direct) -> None:
+    async def script(reader, writer) -> None:
+        writer.write(SSE)
+        while True:
+            writer.write(chunk(b": keep-alive\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+
+    out = Direct(recorder) if direct else recorder
+    with pytest.raises(UpstreamTimeout, match="did not answer within"):
+        await run(pool, await upstream(script), out, idle_secs=60.0, answer_secs=0.3)
+    assert recorder.started
+    assert not recorder.ended
+
+
+@FRONTS
+async def test_nor_do_they_shorten_it(pool, upstream, recorder, direct) -> None:
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(b": keep-alive\n\n"))
+        await asyncio.sleep(0.3)
+        writer.write(chunk(TOKEN) + b"0\r\n\r\n")
+
+    out = Direct(recorder) if direct else recorder
+    relayed, _ = await run(pool, await upstream(script), out, idle_secs=0.1)
+    assert relayed.ending.said is Said.GOOD
+
+
+@FRONTS
+@pytest.mark.parametrize("first", [ROLE, FULL])
+async def test_silence_is_bounded_once_it_is_known_what_the_stream_is(pool, upstream, recorder, direct, first) -> None:
+    async def script(reader, writer) -> None:
+        writer.write(SSE + chunk(first))
+        await asyncio.Event().wait()
+
+    out = Direct(recorder) if direct else recorder
+    with pytest.raises(UpstreamTimeout, match="in the middle"):
+        await run(pool, await upstream(script), out, idle_secs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("body", "firsts", "said", "status"),
+    [
+        (b'{"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}]}', 1, Said.GOOD, 200),
+        (b'{"choices": [{"message": {"content": ""}, "finish_reason": "abort"}]}', 0, Said.ABORTED, 200),
+        (b'{"error": {"message": "no", "code": 500}}', 0, Said.ERROR, 500),
+        (b"", 0, Said.NOTHING, 200),
+        (b'{"error": {"message": "' + b"x" * WHOLE_LIMIT + b'", "code": 500}}', 0, Said.ERROR, 500),
+        (b'{"choices": ["' + b"x" * WHOLE_LIMIT + b'"], "usage": {"completion_tokens": 7}}', 1, Said.GOOD, 200),
+    ],
+)
+async def test_what_a_body_comes_to(pool, upstream, recorder, body, firsts, said, status) -> None:
+    async def script(reader, writer) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body))
+        writer.write(body)
+
+    relayed, called = await run(pool, await upstream(script), recorder)
+    assert (len(called), relayed.ending.said, relayed.judged_status) == (firsts, said, status)
+    assert relayed.ending.output_tokens == (7 if b"usage" in body else None)
+    assert recorder.body == body
+
+
+@pytest.mark.parametrize("kind", [b"text/event-stream", b"application/json"])
+async def test_a_compressed_response_is_not_looked_into(pool, upstream, recorder, kind) -> None:
+    head = SSE.replace(b"text/event-stream", kind).replace(b"\r\n", b"\r\nContent-Encoding: gzip\r\n", 1)
+    relayed, called = await run(pool, await upstream(streaming(b"\x1f\x8b", b"...", head=head)), recorder)
+    assert (len(called), relayed.ending.said) == (1, Said.GOOD)
+    assert recorder.body == b"\x1f\x8b..."
+
+
+@FRONTS
+async def test_a_refusal_that_streams_begins_with_its_first_byte(pool, upstream, recorder, direct) -> None:
+    head = SSE.replace(b"200 OK", b"503 Service Unavailable")
+    out = Direct(recorder) if direct else recorder
+    relayed, called = await run(pool, await upstream(streaming(b": busy\n\n", FULL, head=head)), out)
+    assert (len(called), relayed.judged_status) == (1, 503)

@@ -10,9 +10,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 import uvloop
 
-from sgl_router.errors import UpstreamUnreachable
-from sgl_router.proxy import UpstreamPool
+from sgl_router.errors import ConnectFailed, UpstreamUnreachable
+from sgl_router.proxy import Deadline, UpstreamPool, connection
 from sgl_router.proxy.connection import UPLOAD_PIECE
+from sgl_router.proxy.crossing import CROSSING_SECS
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BOTH = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
@@ -62,6 +63,12 @@ HANG_UPS: dict[str, Callable[[socket.socket], None]] = {
 }
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may be so busy that a reset which crossed a request is noticed late."""
+    monkeypatch.setattr(connection, "CROSSING_SECS", 20.0)
+
+
 def transport_of(asked: asyncio.Task[bytes]) -> asyncio.Transport:
     """That of the connection on which a request is under way: only the coroutines know it."""
     waiting = asked.get_coro()
@@ -87,8 +94,12 @@ def on(loop: Callable[[], asyncio.AbstractEventLoop], job: Callable[[Worker], Aw
 
 
 @BOTH
-@pytest.mark.parametrize("hang_up", HANG_UPS)
-@pytest.mark.parametrize("noticed", [False, True])
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize(
+    ("hang_up", "noticed"),
+    # Whether a half-closed worker's host confirms what comes later is a matter of luck: such a close is not crossed.
+    [("close", False), ("reset", False), ("close", True), ("reset", True), ("half-close", True)],
+)
 def test_hanging_up_before_any_answer_costs_one_fresh_connection(loop, hang_up: str, noticed: bool) -> None:
     async def job(worker: Worker) -> None:
         first = await worker.kept()
@@ -110,6 +121,7 @@ def test_hanging_up_before_any_answer_costs_one_fresh_connection(loop, hang_up: 
 
 
 @BOTH
+@pytest.mark.usefixtures("patient")
 def test_it_is_asked_twice_at_most(loop) -> None:
     async def job(worker: Worker) -> None:
         reset(await worker.kept())
@@ -124,6 +136,7 @@ def test_it_is_asked_twice_at_most(loop) -> None:
 
 
 @BOTH
+@pytest.mark.usefixtures("patient")
 def test_a_second_stale_connection_is_not_replaced_again(loop) -> None:
     async def job(worker: Worker) -> None:
         worker.pool = UpstreamPool(max_connections=1)
@@ -141,6 +154,135 @@ def test_a_second_stale_connection_is_not_replaced_again(loop) -> None:
         second.close()
         with pytest.raises(UpstreamUnreachable):
             await asked
+
+    on(loop, job)
+
+
+def works_and_hangs_up(hang_up: str, secs: float, *, first: bytes = b"", part: int = 1 << 20):
+    """A worker that reads what there is of a request on a kept connection, works, and closes."""
+
+    async def job(worker: Worker) -> None:
+        accepted = await worker.kept()
+        asked = asyncio.ensure_future(worker.ask(b"x" * 64))
+        await worker.loop.sock_recv(accepted, part)
+        if first:
+            await worker.loop.sock_sendall(accepted, first)
+        await asyncio.sleep(secs)
+        HANG_UPS[hang_up](accepted)
+        with pytest.raises(UpstreamUnreachable) as caught:
+            await asked
+        assert not isinstance(caught.value, ConnectFailed)
+        with pytest.raises(BlockingIOError):
+            worker.listener.accept()
+        accepted.close()
+
+    return job
+
+
+@BOTH
+@pytest.mark.parametrize("hang_up", HANG_UPS)
+def test_a_worker_that_works_and_closes_is_not_asked_again(loop, hang_up: str) -> None:
+    on(loop, works_and_hangs_up(hang_up, 5 * CROSSING_SECS))
+
+
+@BOTH
+@pytest.mark.parametrize("hang_up", ["close", "half-close"])
+def test_nor_is_one_that_closes_at_once_having_had_it_all(loop, hang_up: str) -> None:
+    on(loop, works_and_hangs_up(hang_up, 0))
+
+
+@BOTH
+@pytest.mark.parametrize("hang_up", HANG_UPS)
+def test_nor_is_one_that_has_begun_to_respond(loop, hang_up: str) -> None:
+    on(loop, works_and_hangs_up(hang_up, 0, first=b"HTTP/1.1 100 Continue\r\n\r\n"))
+
+
+@BOTH
+def test_nor_is_one_that_dies_in_the_middle_of_an_upload(loop) -> None:
+    async def job(worker: Worker) -> None:
+        accepted = await worker.kept()
+        asked = asyncio.ensure_future(worker.ask(bytes(32 << 20)))
+        loop, received = worker.loop, 0
+        began = loop.time()
+        while loop.time() < began + 5 * CROSSING_SECS or not received:  # the last write has just been
+            received += len(await loop.sock_recv(accepted, 64 << 10))
+        reset(accepted)
+        with pytest.raises(UpstreamUnreachable):
+            await asked
+        assert received < 32 << 20
+        with pytest.raises(BlockingIOError):
+            worker.listener.accept()
+
+    on(loop, job)
+
+
+@BOTH
+def test_a_close_that_crosses_a_large_request_costs_one_fresh_connection(loop) -> None:
+    body = bytes(range(256)) * (8 << 10)
+
+    async def job(worker: Worker) -> None:
+        (await worker.kept()).close()
+        asked = asyncio.ensure_future(worker.ask(body))
+        accepted, received = await worker.accept(), b""
+        while len(received) < len(body) or not received.endswith(body[-1024:]):
+            received += await worker.loop.sock_recv(accepted, 1 << 20)
+        await worker.loop.sock_sendall(accepted, ANSWER)
+        assert await asked == b"ok"
+        assert received.partition(b"\r\n\r\n")[2] == body
+
+    on(loop, job)
+
+
+@BOTH
+@pytest.mark.usefixtures("patient")
+def test_where_it_cannot_be_sent_again_something_was_sent_all_the_same(loop) -> None:
+    """A worker that died of the request: no other may be asked."""
+
+    async def job(worker: Worker) -> None:
+        first = await worker.kept()
+        asked = asyncio.ensure_future(worker.ask())
+        await asyncio.sleep(0)  # the request is out
+        worker.listener.close()
+        reset(first)
+        with pytest.raises(UpstreamUnreachable, match="no other could be made") as caught:
+            await asked
+        assert not isinstance(caught.value, ConnectFailed)
+
+    on(loop, job)
+
+
+@BOTH
+@pytest.mark.usefixtures("patient")
+def test_nor_may_one_where_the_fresh_connection_is_waited_for_in_vain(loop) -> None:
+    async def job(worker: Worker) -> None:
+        first = await worker.kept()
+
+        async def connecting(address: object) -> None:
+            await asyncio.Event().wait()
+
+        worker.pool._connect = connecting
+        missing = pytest.raises(UpstreamUnreachable, match="no other could be made within")
+        with missing as caught, Deadline() as deadline:
+            reset(first)
+            await worker.pool.open(
+                worker.url, b"POST", b"/", [], b"{}", deadline=deadline, connect_secs=0.05, answer_secs=20
+            )
+        assert not isinstance(caught.value, ConnectFailed)
+
+    on(loop, job)
+
+
+@BOTH
+def test_where_nothing_was_sent_another_may_be_asked(loop) -> None:
+    async def job(worker: Worker) -> None:
+        first = await worker.kept()
+        first.close()
+        worker.listener.close()
+        [idle] = worker.pool._addresses[worker.url].idle
+        while not idle.closed:
+            await asyncio.sleep(0)
+        with pytest.raises(ConnectFailed):
+            await worker.ask()
 
     on(loop, job)
 
