@@ -25,19 +25,20 @@ class FirstEvents:
 
     def feed(self, piece: bytes) -> Verdict:
         """What the events say that `piece` completes: the first GOOD or ERROR, else the last OPENING or ABORTED."""
-        if not self._started:
-            piece = self._rest + piece
-            if len(piece) < len(_BOM) and _BOM.startswith(piece):
-                self._rest = piece
-                return NOTHING
-            self._started, self._rest = True, b""
-            if piece[:6] == b"data: " and piece[-2:] == b"\n\n" and piece.count(b"\n") == 2 and b"\r" not in piece:
+        rest = self._rest
+        if not rest and piece[:6] == b"data: " and piece[-2:] == b"\n\n" and piece.count(b"\n") == 2:
+            if b"\r" not in piece:
                 return _judge(piece[6:-2])  # one event, as every engine writes it
-            if piece[:3] == _BOM:
-                piece = piece[3:]
-        text = self._rest + piece
+        text = rest + piece
+        if not self._started:
+            if len(text) < len(_BOM) and _BOM.startswith(text):
+                self._rest = text
+                return NOTHING
+            self._started = True
+            if text[:3] == _BOM:
+                text = text[3:]
         half = text[-1:] == b"\r"  # perhaps of a CRLF
-        *events, rest = _blocks(text[:-1] if half else text)
+        *events, rest = _with_lf(text[:-1] if half else text).split(b"\n\n")
         found = NOTHING
         for event in events:
             verdict = _judge(data_of(event))
@@ -69,17 +70,18 @@ def data_of(event: bytes) -> bytes:
 def last_data(tail: bytes) -> Iterator[bytes]:
     """The data of a stream's events, the last one first, `[DONE]` and what has none left out. The first event of
     `tail` may be cut."""
-    for event in reversed(_blocks(tail)):
-        data = data_of(event)
+    tail = _with_lf(tail)
+    end = len(tail)
+    while end > 0:
+        at = tail.rfind(b"\n\n", 0, end)
+        data = data_of(tail[at + 2 if at >= 0 else 0 : end])
         if data and data.strip() != _DONE:
             yield data
+        end = at
 
 
-def _blocks(text: bytes) -> list[bytes]:
-    """What stands between blank lines, with LF for CRLF and CR."""
-    if b"\r" in text:
-        text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return text.split(b"\n\n")
+def _with_lf(text: bytes) -> bytes:
+    return text.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in text else text
 
 
 def _judge(data: bytes) -> Verdict:

@@ -16,7 +16,7 @@ WHOLE_BYTES = 256 << 10
 # A larger piece is cut; an event of a stream is a few hundred bytes.
 BULK_BYTES = 16 << 10
 _PIECES = 16
-_EVENTS = 8
+_EVENTS = 7
 _DOCUMENT_TAIL = 1 << 20
 _CANDIDATES = 4
 _LARGEST_COUNT = 10**12
@@ -56,14 +56,14 @@ class StreamTail:
         said, status = Said.GOOD, 0
         told = False
         for number, data in enumerate(last_data(b"".join(self._pieces))):
-            if number == _EVENTS or (told and usage is not None):
-                break
             verdict = judge(data)
             usage = usage or verdict.usage
-            if not told and verdict.said is Said.ERROR:
-                said, status, told = Said.ERROR, verdict.status, True
-            elif not told and verdict.ending:
-                said, told = Said.ABORTED if verdict.said is Said.ABORTED else Said.GOOD, True
+            if not told and (verdict.ending or verdict.status):
+                told = True
+                if verdict.said is Said.ERROR or verdict.said is Said.ABORTED:
+                    said, status = verdict.said, verdict.status
+            if (told and usage is not None) or number == _EVENTS:
+                break
         return Ending(said, status, *_counts(usage or self._usage))
 
 

@@ -14,7 +14,8 @@ __all__ = ["NOTHING", "Said", "Verdict", "judge", "judge_start", "usage_of"]
 
 class Said(Enum):
     """GOOD: part of a completion. OPENING: a role without content, which comes with the first token but also in front
-    of an abort. ABORTED: the worker gave the request up. ERROR: with a status. NOTHING: no JSON, or an empty one."""
+    of an abort. ABORTED: the worker gave the request up. ERROR: with a status. NOTHING: no JSON, an empty one, or one
+    with an empty list of choices."""
 
     NOTHING = 0
     OPENING = 1
@@ -34,6 +35,9 @@ class Verdict(NamedTuple):
 
 
 NOTHING = Verdict(Said.NOTHING)
+_GOOD = Verdict(Said.GOOD, ending=True)
+_OPENING = Verdict(Said.OPENING, ending=True)
+_ABORTED = Verdict(Said.ABORTED, ending=True)
 _NULL = msgspec.Raw(b"null")
 # Texts that msgspec refuses and clients read (lone surrogates, NaN) are read by `json` up to this size, 2 ms.
 _LENIENT_BYTES = 256 << 10
@@ -52,24 +56,23 @@ _STARTS_WITH_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[^n\s]')
 _STATUS_IN = re.compile(rb'"code"\s*:\s*"?([45]\d\d)\b')
 
 
-class _Body(msgspec.Struct, gc=False):
-    """Everything stays raw until it is asked for: what is skipped is neither checked nor built."""
-
-    error: msgspec.Raw = _NULL
-    object: msgspec.Raw = _NULL
-    choices: msgspec.Raw = _NULL
-    usage: msgspec.Raw = _NULL
-
-
 class _Choice(msgspec.Struct, gc=False):
-    finish_reason: msgspec.Raw = _NULL
+    """What a token is stays raw: what is skipped is neither checked nor built."""
+
+    finish_reason: str | None = None
     delta: msgspec.Raw = _NULL
     message: msgspec.Raw = _NULL
     text: msgspec.Raw = _NULL
 
 
+class _Body(msgspec.Struct, gc=False):
+    error: msgspec.Raw = _NULL
+    object: str | None = None
+    choices: list[_Choice] | None = None
+    usage: dict[str, Any] | None = None
+
+
 _body = msgspec.json.Decoder(_Body)
-_choices = msgspec.json.Decoder(list[_Choice])
 
 
 def judge(text: bytes) -> Verdict:
@@ -78,18 +81,17 @@ def judge(text: bytes) -> Verdict:
         body = _body.decode(text)
     except (msgspec.DecodeError, RecursionError):
         return _judge_leniently(text)
-    if bytes(body.error) != b"null":
+    if body.error is not _NULL and bytes(body.error) != b"null":
         return Verdict(Said.ERROR, _status(_loads(body.error)))
-    if bytes(body.object) == b'"error"':
+    if body.object == "error":
         return Verdict(Said.ERROR, _status(_loads(text)))
-    usage = _loads(body.usage)
-    usage = usage if isinstance(usage, dict) else None
-    try:
-        choices = _choices.decode(body.choices)
-    except (msgspec.DecodeError, RecursionError):  # null, as a rule: there are none
-        nothing = text.strip() == b"{}"
-        return Verdict(Said.NOTHING if nothing else Said.GOOD, usage=usage)
-    return Verdict(_said(choices), usage=usage, ending=bool(choices))
+    choices = body.choices
+    if choices:
+        verdict = _of_choices(choices)
+        return verdict if body.usage is None else verdict._replace(usage=body.usage)
+    if choices is None and text.strip() != b"{}":
+        return Verdict(Said.GOOD, 0, body.usage)
+    return Verdict(Said.NOTHING, 0, body.usage)  # a usage or another extra: no token
 
 
 def judge_start(text: bytes) -> Verdict:
@@ -103,28 +105,29 @@ def judge_start(text: bytes) -> Verdict:
 def usage_of(text: bytes) -> dict[str, Any] | None:
     """The top-level `usage` of a JSON object; None for what is none to msgspec."""
     try:
-        usage = _loads(_body.decode(text).usage)
+        return _body.decode(text).usage
     except (msgspec.DecodeError, RecursionError):
         return None
-    return usage if isinstance(usage, dict) else None
 
 
-def _said(choices: list[_Choice]) -> Said:
+def _of_choices(choices: list[_Choice]) -> Verdict:
     opening = aborted = False
     for choice in choices:
-        if bytes(choice.finish_reason) == b'"abort"':
+        if choice.finish_reason == "abort":
             aborted = True
-        elif bytes(choice.finish_reason) == b"null" and _is_opening(choice):
+        elif choice.finish_reason is None and choice.message is _NULL and choice.text is _NULL and _opens(choice.delta):
             opening = True
         else:
-            return Said.GOOD
-    return Said.ABORTED if aborted else Said.OPENING if opening else Said.GOOD
+            return _GOOD
+    return _ABORTED if aborted else _OPENING if opening else _GOOD
 
 
-def _is_opening(choice: _Choice) -> bool:
-    if bytes(choice.message) != b"null" or bytes(choice.text) != b"null":
-        return False
-    delta = _loads(choice.delta)
+def _opens(raw: msgspec.Raw) -> bool:
+    """Whether a delta has nothing but a role."""
+    text = bytes(raw)
+    if b'"role"' not in text:
+        return text == b"{}"
+    delta = _loads(text)
     return isinstance(delta, dict) and all(name == "role" or value in _EMPTY for name, value in delta.items())
 
 
@@ -140,11 +143,16 @@ def _judge_leniently(text: bytes) -> Verdict:
     if body.get("object") == "error":
         return Verdict(Said.ERROR, _status(body))
     usage, choices = body.get("usage"), body.get("choices")
-    reasons = [choice.get("finish_reason") for choice in choices or () if isinstance(choice, dict)]
+    usage = usage if isinstance(usage, dict) else None
+    if body == {} or choices == []:
+        return Verdict(Said.NOTHING, usage=usage)
+    reasons = [choice.get("finish_reason") for choice in _listed(choices) if isinstance(choice, dict)]
     aborted = bool(reasons) and all(reason == "abort" for reason in reasons)
-    return Verdict(
-        Said.ABORTED if aborted else Said.GOOD, usage=usage if isinstance(usage, dict) else None, ending=bool(choices)
-    )
+    return Verdict(Said.ABORTED if aborted else Said.GOOD, usage=usage, ending=bool(choices))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _status(error: Any) -> int:

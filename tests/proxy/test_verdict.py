@@ -65,7 +65,8 @@ def test_tokens_are_good_and_a_role_alone_opens() -> None:
     assert said(choice(delta={}, finish_reason="stop")) is Said.GOOD
     assert said(choice(message={"content": ""})) is Said.GOOD
     assert said(choice(text="")) is Said.GOOD
-    assert said(usage={"prompt_tokens": 1}) is Said.GOOD
+    assert said(usage={"prompt_tokens": 1}) is Said.NOTHING
+    assert judge(b'{"id": "x"}').said is Said.GOOD
     assert said(choice(delta={"content": "x"}), error=None) is Said.GOOD
 
 
