@@ -26,9 +26,9 @@ class FirstEvents:
     def feed(self, piece: bytes) -> Verdict:
         """What the events say that `piece` completes: the first GOOD or ERROR, else the last OPENING or ABORTED."""
         rest = self._rest
-        if not rest and piece[:6] == b"data: " and piece[-2:] == b"\n\n" and piece.count(b"\n") == 2:
-            if b"\r" not in piece:
-                return _judge(piece[6:-2])  # one event, as every engine writes it
+        one = not rest and piece[:6] == b"data: " and piece[-2:] == b"\n\n" and piece.count(b"\n") == 2
+        if one and b"\r" not in piece:
+            return _judge(piece[6:-2])  # one event, as every engine writes it
         text = rest + piece
         if not self._started:
             if len(text) < len(_BOM) and _BOM.startswith(text):

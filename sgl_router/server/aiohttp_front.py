@@ -25,7 +25,7 @@ from sgl_router.routing import LocalRouting
 
 from .cors import Cors, is_client_route
 from .decisions import decisions_view
-from .door import Door
+from .door import Door, turns
 from .exchange import (
     FLUSH_SECS,
     SERVER,
@@ -47,7 +47,7 @@ from .views import LIVENESS_PATHS, model_view, models_view, readiness_view, work
 if TYPE_CHECKING:
     from .services import Services
 
-__all__ = ["AiohttpFront", "make_runner"]
+__all__ = ["AiohttpFront", "close_idle", "make_runner"]
 
 _REFUSED = RefusedByParser()
 # aiohttp warns about plain string keys from the version on that has RequestKey.
@@ -75,6 +75,8 @@ class AiohttpFront:
         if self._door is not None:
             self._door.close()
             self._door = None
+            await turns()
+            close_idle(self._runner)
 
     async def close(self) -> None:
         await self.stop_listening()
@@ -115,6 +117,26 @@ def make_runner(services: Services, routes: Routes = DATA_ROUTES) -> web.AppRunn
         keepalive_timeout=75.0,
         shutdown_timeout=0.25,  # the grace for requests in flight is over when the server is torn down
     )
+
+
+def close_idle(runner: web.AppRunner) -> None:
+    """Close the connections that carry no request; the others end with the response they carry.
+
+    aiohttp has no name for that: what it keeps of a connection is looked at where it is as expected, else left alone.
+    """
+    if runner.server is None:
+        return
+    for handler in runner.server.connections:
+        busy = getattr(handler, "_current_request", handler)
+        if busy is None and not getattr(handler, "_messages", True) and handler.transport is not None:
+            handler.transport.close()
+        elif busy is not None and busy is not handler:
+            handler.close()
+
+
+def _more_waits(request: web.Request) -> bool:
+    """Whether another request has arrived behind this one."""
+    return bool(getattr(request.protocol, "_messages", False))
 
 
 async def _sign(request: web.Request, response: web.StreamResponse) -> None:
@@ -174,7 +196,7 @@ class _AiohttpOutbound:
             self._request.transport.abort()
 
     async def _prepare(self, response: web.StreamResponse) -> None:
-        if self._services.closing:
+        if self._services.draining and not _more_waits(self._request):
             response.force_close()
         self.response = response
         await self._guard(response.prepare(self._request))
@@ -329,7 +351,7 @@ def _observe(exchanges: Exchanges, routes: Routes, cors: Cors | None) -> Any:
             status = response.status
             if not response.prepared:
                 response.headers["x-request-id"] = name
-                if exchanges.closing:
+                if exchanges.closing and not _more_waits(request):
                     response.force_close()
             return response
         finally:

@@ -10,9 +10,15 @@ from collections.abc import Callable
 
 from sgl_router.descriptors import Descriptors, tell_shortage
 
-__all__ = ["Door"]
+__all__ = ["Door", "turns"]
 
 _LOOK_SECS = 0.02
+
+
+async def turns() -> None:
+    """Some turns of the event loop: what has arrived on its connections is read."""
+    for _ in range(3):
+        await asyncio.sleep(0)
 
 
 class Door:

@@ -56,7 +56,7 @@ class Exchanges:
     @property
     def closing(self) -> bool:
         """Whether each connection ends with its next answer."""
-        return self._services.closing
+        return self._services.draining
 
     def begin(self, route: str, method: str) -> None:
         """`route` is a template, so that there are few."""

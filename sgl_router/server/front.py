@@ -21,7 +21,7 @@ class Front(Protocol):
         """Serve on a bound socket."""
 
     async def stop_listening(self) -> None:
-        """Accept nothing new. Requests in flight go on; aiohttp's idle connections stay for one more. Idempotent."""
+        """Accept nothing new, close what is idle. Requests in flight go on. Idempotent."""
 
     async def close(self) -> None:
         """Cut off whatever is still open. Idempotent."""

@@ -67,7 +67,8 @@ class InFlight:
 
 @dataclass
 class Services:
-    """One process, one of these. `draining`: shutting down, readiness is off but requests are still served."""
+    """One process, one of these. `draining`: shutting down, readiness is off and each connection ends with its next
+    response, but requests are still served. `closing`: the port is closed, and idle connections are."""
 
     config: Config
     models: dict[str, Model]

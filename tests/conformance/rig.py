@@ -47,7 +47,7 @@ class StubServices:
         self.in_flight = InFlight()
         self.routing = None
         self.descriptors = Descriptors()
-        self.closing = False
+        self.draining = self.closing = False
 
 
 @dataclass

@@ -25,6 +25,10 @@ async def both() -> AsyncIterator[list[Rig]]:
         yield [native, other]
 
 
+def get(target: bytes) -> bytes:
+    return post(b"", line=b"GET " + target + b" HTTP/1.1", length=False)
+
+
 async def ask(rig: Rig, raw: bytes) -> Reply:
     reader, writer = await rig.open()
     writer.write(raw)
@@ -171,7 +175,7 @@ async def test_a_closing_front_lets_requests_end(rig: Rig) -> None:
     reader, writer = await rig.open()
     writer.write(post())
     await until(lambda: bool(rig.seen), "the handler runs")
-    rig.services.closing = True
+    rig.services.draining = rig.services.closing = True
     await rig.front.stop_listening()
     with pytest.raises(OSError):
         await rig.open()
@@ -221,3 +225,80 @@ async def test_a_client_that_takes_its_time_gets_all_of_its_answer(kind: str, mo
         assert taken == LARGE
         await until(lambda: not rig.services.in_flight.count, "the request is over")
         writer.close()
+
+
+async def test_each_response_of_a_draining_front_is_the_last_on_its_connection(rig: Rig) -> None:
+    """Streams, refusals and what is no data route too; what is idle stays until the port is closed."""
+    idle, _writer = await rig.open()
+    requests = [post(), post(b"abc", target=STREAM), get(HEALTH), get(b"/no/such/route"), get(ECHO)]
+    if rig.kind == "native":  # aiohttp answers this in HTTP/1.0, where each response is the last
+        requests.append(b"no request\r\n\r\n")
+    for number, sent in enumerate(requests):
+        early, early_writer = await rig.open()
+        early_writer.write(post())
+        assert (await read_reply(early)).headers.get(b"connection") is None  # type: ignore[union-attr]
+        rig.services.draining = True
+        early_writer.write(sent)
+        reply = await read_reply(early)
+        assert reply is not None, number
+        assert reply.headers[b"connection"] == b"close", number
+        assert await early.read() == b""
+        fresh, fresh_writer = await rig.open()  # the port is open still
+        fresh_writer.write(sent)
+        reply = await read_reply(fresh)
+        assert reply is not None
+        assert reply.headers[b"connection"] == b"close"
+        rig.services.draining = False
+    assert not idle.at_eof()
+    rig.services.draining = rig.services.closing = True
+    await rig.front.stop_listening()
+    assert await idle.read() == b""
+
+
+async def test_a_request_that_has_arrived_when_the_port_closes_is_served(rig: Rig) -> None:
+    kept, writer = await rig.open()
+    writer.write(post())
+    assert await read_reply(kept) is not None
+    rig.services.draining = rig.services.closing = True
+    writer.write(post(b"just now"))
+    await rig.front.stop_listening()
+    reply = await read_reply(kept)
+    assert reply is not None
+    assert (reply.body, reply.headers[b"connection"]) == (b"just now", b"close")
+    assert await kept.read() == b""
+
+
+async def test_what_was_sent_ahead_is_served_before_the_connection_ends(rig: Rig) -> None:
+    rig.gate = asyncio.Event()
+    reader, writer = await rig.open()
+    writer.write(post(b"one") + post(b"two") + post(b"three"))
+    await until(lambda: bool(rig.seen), "the handler runs")
+    rig.services.draining = True
+    rig.gate.set()
+    bodies = []
+    while (reply := await read_reply(reader)) is not None:
+        bodies.append((reply.body, reply.headers.get(b"connection")))
+    assert [body for body, _ in bodies] == [b"one", b"two", b"three"]
+    assert [closes for _, closes in bodies] == [None, None, b"close"]
+
+
+async def test_a_response_that_began_before_the_drain_ends_its_connection_after_it(rig: Rig) -> None:
+    """Its head said nothing of a close: it is closed with the port, after its end."""
+    gate = asyncio.Event()
+
+    async def stream(services: Any, inbound: Any, out: Any) -> None:
+        await out.start(200, [(b"content-type", b"text/event-stream")])
+        await out.write(b"first")
+        await gate.wait()
+        await out.write(b"last")
+        await out.end()
+
+    async with running(rig.kind, routes={STREAM.decode(): stream}) as other:
+        reader, writer = await other.open()
+        writer.write(post(b"", target=STREAM))
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"connection: close" not in head.lower()
+        other.services.draining = other.services.closing = True
+        await other.front.stop_listening()
+        gate.set()
+        assert (await reader.read()).endswith(b"last\r\n0\r\n\r\n")

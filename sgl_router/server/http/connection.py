@@ -356,7 +356,7 @@ class ClientConnection(asyncio.Protocol):
         if not out.complete:
             self.abort()  # only a broken connection still says that the answer is not whole
             return
-        if not out.keep_alive:
+        if not out.keep_alive or (self.front.services.closing and not self._ahead):
             self._finish()
             return
         self.stage = _HEAD
@@ -431,6 +431,11 @@ class ClientConnection(asyncio.Protocol):
                 self.release()
                 self.front.exchanges.end(self._route, self._head.method, 499)
         return task
+
+    @property
+    def more_waits(self) -> bool:
+        """Whether another request, or the beginning of one, has arrived behind the one that is served."""
+        return len(self._ahead) > self._at
 
     def close_if_idle(self) -> None:
         """For a front that shuts down: between requests there is nothing to wait for."""

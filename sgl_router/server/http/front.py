@@ -8,9 +8,9 @@ import socket
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
-from sgl_router.server.aiohttp_front import make_runner
+from sgl_router.server.aiohttp_front import close_idle, make_runner
 from sgl_router.server.cors import Cors
-from sgl_router.server.door import Door
+from sgl_router.server.door import Door, turns
 from sgl_router.server.exchange import SERVER, Exchanges
 from sgl_router.server.memory import Trimmer, body_budget
 from sgl_router.server.routes import DATA_ROUTES, Routes
@@ -64,16 +64,17 @@ class NativeFront:
         await self._door.open()
 
     async def stop_listening(self) -> None:
-        """Accept nothing new. Requests in flight go on; aiohttp's idle connections stay for one more. Idempotent."""
+        """Accept nothing new, close what is idle. Requests in flight go on. Idempotent."""
         if self._door is not None:
-            self._door.close()
-            self._door = None
+            self._shut()
+            await turns()
+            close_idle(self._runner)
         for connection in list(self.connections):
             connection.close_if_idle()
 
     async def close(self) -> None:
         """Cut off whatever is still open. Idempotent."""
-        await self.stop_listening()
+        self._shut()
         tasks = [task for connection in list(self.connections) if (task := connection.cut_off()) is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
         if self.connections:
@@ -87,6 +88,11 @@ class NativeFront:
             self._timer = None
         self.trimmer.close()
         await self._runner.cleanup()
+
+    def _shut(self) -> None:
+        if self._door is not None:
+            self._door.close()
+            self._door = None
 
     def forget(self, connection: ClientConnection) -> None:
         self.connections.discard(connection)

@@ -135,11 +135,13 @@ class NativeOutbound:
 
     def _head(self, status: int, headers: Headers | bytes, framing: bytes) -> bytes:
         """The head up to and including its blank line. ValueError where a header would break out of its line."""
-        front = self._connection.front
+        connection = self._connection
+        front = connection.front
         lines = headers if isinstance(headers, bytes) else header_lines(headers)
         if self.cors:
             lines += self.cors
-        self.keep_alive = self.keep_alive and not front.services.closing
+        if front.services.draining and not connection.more_waits:
+            self.keep_alive = False  # what the client has sent already is answered first
         if self.keep_alive:
             end = b"connection: keep-alive\r\n\r\n" if self._http_1_0 else b"\r\n"
         else:
