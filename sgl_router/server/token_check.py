@@ -64,8 +64,8 @@ class _Answer(msgspec.Struct):
 
 
 class TokenCheck:
-    """A listener of the registry. `count` gets one outcome for each worker of a model in `tokenizers`, `differs`
-    whether its tokens are others than the router's; None once it has gone."""
+    """A listener of the registry. `count` gets one outcome per worker of a model in `tokenizers`; `differs` whether its
+    tokens are not the router's, None once it has gone."""
 
     def __init__(
         self,
