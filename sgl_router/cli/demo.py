@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 
+from sgl_router import signals
 from sgl_router.config import (
     Config,
     DiscoveryConfig,
@@ -36,6 +37,7 @@ _READY_SECS = 30.0
 def run_demo(options: argparse.Namespace) -> int:
     """Start everything; until Ctrl-C, or with `--drive` until the workload is done. Returns the exit status."""
     loop = new_event_loop()
+    signals.dump_on_request(loop)
     try:
         return loop.run_until_complete(_demo(options))
     except KeyboardInterrupt:
@@ -66,12 +68,13 @@ async def _demo(options: argparse.Namespace) -> int:
         if options.drive:
             workload = Workload(conversations=options.conversations, turns=options.turns, seed=1)
             return await drive(daemon.url, MODEL, workload, names)
+        stop = _interruption()
         _say(f"ready: {daemon.url}  (policy {options.policy}; workers {', '.join(w.url for w in workers)})")
         _say("\ntry it:\n")
         _say(_curl(daemon.url))
         _say(f"\nlook inside: {daemon.url}/workers  {daemon.url}/internal/decisions  {daemon.url}/metrics")
         _say("Ctrl-C stops everything.\n")
-        await _until_interrupted()
+        await stop.wait()
         _say("stopping ...")
     return 0
 
@@ -105,12 +108,12 @@ async def _until_ready(daemon: Daemon) -> None:
     raise RuntimeError(f"the demo's workers were not ready: {daemon.services.unready()}")
 
 
-async def _until_interrupted() -> None:
+def _interruption() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (*signals.LEAVING, signal.SIGHUP):  # a terminal that closes ends what was tried in it
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
 
 
 def _curl(url: str) -> str:

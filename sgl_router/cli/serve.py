@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from sgl_router import signals
 from sgl_router.config import ConfigError, LoadedConfig, load_config
 
 __all__ = ["check", "new_event_loop", "serve"]
@@ -48,8 +49,9 @@ def check(path: str) -> int:
 def serve(path: str) -> int:
     """Run the daemon until it is told to stop. 0 after a clean shutdown, 2 if it could not start.
 
-    Ctrl-C before it has started ends the process here, with 130.
+    Before it has started, Ctrl-C ends the process here, with 130, and SIGTERM with 0.
     """
+    signals.hold()
     loaded = _load(path)
     if loaded is None:
         return EXIT_CONFIG
@@ -64,10 +66,12 @@ def serve(path: str) -> int:
     daemon = Daemon(loaded.config)
 
     async def run() -> int:
+        signals.leave_before_start(asyncio.get_running_loop())
         await daemon.start()
         return await daemon.run()
 
     loop = new_event_loop()
+    signals.handle(loop)
     try:
         return loop.run_until_complete(run())
     except StartupError as error:

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from sgl_router.mock.config import Dialect, MockWorkerConfig, Role
+from sgl_router.signals import LEAVING, dump_on_request
 
 _DEFAULTS = MockWorkerConfig()
 
@@ -106,7 +107,8 @@ async def _serve(config: MockWorkerConfig) -> int:
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    dump_on_request(loop)
+    for number in (*LEAVING, signal.SIGHUP):  # a terminal that closes ends what was tried in it
         loop.add_signal_handler(number, stop.set)
     worker = MockWorker(config)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -20,11 +19,12 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=0)
     options = parser.parse_args()
 
+    from sgl_router import signals
+
     from .control import Control, die_with_parent
 
     # A service manager may signal the whole group: when to go is the supervisor's to say.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    signals.ignore_all()
     die_with_parent(options.parent)
 
     import msgspec
@@ -58,6 +58,7 @@ def main() -> int:
             await control.close()
 
     loop = new_event_loop()
+    signals.dump_on_request(loop)
     try:
         return loop.run_until_complete(run())
     except StartupError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import structlog
+
+from sgl_router import signals
 
 from .control import Order
 from .pulse import Pulse, Watch
@@ -77,12 +80,13 @@ class Child:
                     passed.append(self.listener.fileno())
                     arguments += ["--listener", str(self.listener.fileno())]
                 # Its own session: a Ctrl-C on the terminal is for the supervisor.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", _RUN, *arguments],
-                    pass_fds=passed,
-                    stdin=subprocess.DEVNULL,
-                    start_new_session=True,
-                )
+                with signals.held_back():
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-c", _RUN, *arguments],
+                        pass_fds=passed,
+                        stdin=subprocess.DEVNULL,
+                        start_new_session=True,
+                    )
         except OSError:
             ours.close()
             raise
@@ -101,6 +105,11 @@ class Child:
         """`live` then returns."""
         if self._process is not None:
             self._process.kill()
+
+    def pass_on(self, number: signal.Signals) -> None:
+        """Nothing happens where there is no process."""
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def end_if_it_hangs(self) -> None:
         """To be called once in each turn of the watch. A process that has not been ready yet is left alone."""

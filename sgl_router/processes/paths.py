@@ -12,6 +12,8 @@ class Paths(NamedTuple):
     """For the owner alone: whoever can connect to the sockets can take leases and see worker URLs."""
 
     folder: Path
+    removed: int = 0
+    """How many folders of routers that were killed have been removed before this one was made."""
 
     @property
     def config(self) -> Path:

@@ -9,20 +9,18 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
-from sgl_router import __version__
+from sgl_router import __version__, signals
 from sgl_router.server.listen import StartupError, bind
 
 from .child import Child
 from .control import Cause, Order
+from .folder import private_folder
 from .paths import Paths
 from .pulse import Watch
 
@@ -37,8 +35,6 @@ _RESTART_SECS = (0.05, 5.0)
 _WELL_AFTER_SECS = 30.0
 _STOP_SECS = 10.0
 _WATCH = Watch()
-# A socket's whole path has at most 107 bytes.
-_LONGEST_TEMPDIR = 70
 
 
 def supervise(config: Config, watch: Watch = _WATCH) -> int:
@@ -47,25 +43,12 @@ def supervise(config: Config, watch: Watch = _WATCH) -> int:
     with contextlib.ExitStack() as stack:
         try:
             listeners = bind(server.host, server.port, sockets=server.processes)
-            paths = stack.enter_context(_private_folder())
+            paths = stack.enter_context(private_folder())
         except StartupError as error:
             print(f"sgl-router: {error}", file=sys.stderr)
             return 2
         paths.config.write_bytes(msgspec.json.encode(config))
         return asyncio.run(Supervisor(config, paths, listeners, watch).run())
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Paths]:
-    """For this router alone (mode 0700), and with a name short enough for the sockets in it."""
-    long = len(tempfile.gettempdir()) > _LONGEST_TEMPDIR
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="sgl-router-", dir="/tmp" if long else None)
-    except OSError as error:
-        reason = f"server.processes: no folder for the sockets between processes: {error.strerror}"
-        raise StartupError(reason) from None
-    with folder as name:
-        yield Paths(Path(name))
 
 
 class Supervisor:
@@ -75,7 +58,7 @@ class Supervisor:
         self, config: Config, paths: Paths, listeners: list[socket.socket], watch: Watch = _WATCH
     ) -> None:
         self._config = config
-        self._folder = paths.folder
+        self._folder, self._removed = paths.folder, paths.removed
         self._listeners = listeners
         self._watch_secs = watch.turn_secs
         self._routing = Child("routing", ["routing"], paths.folder, watch)
@@ -103,12 +86,15 @@ class Supervisor:
             log.info("signal received, draining", signal=number.name)
             asked.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.LEAVING:
             loop.add_signal_handler(number, on_signal, number)
         keepers = {asyncio.create_task(self._keep(child)): child for child in (self._routing, *self._data)}
         signalled = asyncio.create_task(asked.wait())
         await asyncio.sleep(0)
         _set_up_logging(self._config)  # while the processes start: it is the slow part of this one
+        signals.handle(loop, self._forward)
+        if self._removed:
+            log.info("removed what routers that were killed have left behind", folders=self._removed)
         try:
             starting = asyncio.create_task(self._all_ready())
             await asyncio.wait((starting, signalled, *keepers), return_when=asyncio.FIRST_COMPLETED)
@@ -207,6 +193,10 @@ class Supervisor:
         for keeper in late:
             log.warning("a process did not stop in time, killing it", name=keepers[keeper].name)
             keepers[keeper].kill()
+
+    def _forward(self, number: signal.Signals) -> None:
+        for child in (self._routing, *self._data):
+            child.pass_on(number)
 
     def _kill_all(self) -> None:
         for child in (self._routing, *self._data):

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from sgl_router import __version__
+from sgl_router import __version__, signals
 from sgl_router.config import Config, PolicyName
 from sgl_router.discovery import DiscoveryUnavailable, make_discovery
 from sgl_router.kv_events import KvIndex
@@ -182,7 +182,7 @@ class Daemon:
             self.routing.changed(target.worker.model_id)
 
     async def run(self) -> int:
-        """Serve until SIGTERM or SIGINT, drain, stop. Returns the exit status. A second signal exits at once."""
+        """Serve until SIGTERM, SIGINT or SIGQUIT, drain, stop; the exit status. A second signal exits at once."""
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
 
@@ -194,7 +194,7 @@ class Daemon:
             log.info("signal received, draining", signal=number.name)
             asked.set()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.LEAVING:
             loop.add_signal_handler(number, on_signal, number)
         await asked.wait()
         self.drain()
