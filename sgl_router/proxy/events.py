@@ -12,6 +12,7 @@ __all__ = ["MOST_BYTES", "FirstEvents", "data_of", "last_data"]
 MOST_BYTES = 64 << 10
 _BOM = b"\xef\xbb\xbf"
 _DONE = b"[DONE]"
+_DONE_EVENT = b"data: [DONE]"
 
 
 class FirstEvents:
@@ -28,7 +29,7 @@ class FirstEvents:
         rest = self._rest
         one = not rest and piece[:6] == b"data: " and piece[-2:] == b"\n\n" and piece.count(b"\n") == 2
         if one and b"\r" not in piece:
-            return _judge(piece[6:-2])  # one event, as every engine writes it
+            return _judge(piece[6:-2])  # as every engine writes it
         text = rest + piece
         if not self._started:
             if len(text) < len(_BOM) and _BOM.startswith(text):
@@ -74,10 +75,10 @@ def last_data(tail: bytes) -> Iterator[bytes]:
     end = len(tail)
     while end > 0:
         at = tail.rfind(b"\n\n", 0, end)
-        data = data_of(tail[at + 2 if at >= 0 else 0 : end])
-        if data and data.strip() != _DONE:
-            yield data
+        event = tail[at + 2 if at >= 0 else 0 : end]
         end = at
+        if event and event != _DONE_EVENT and (data := data_of(event)) and data.strip() != _DONE:
+            yield data
 
 
 def _with_lf(text: bytes) -> bytes:

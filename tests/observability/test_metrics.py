@@ -19,7 +19,7 @@ def render(made: Metrics) -> list[str]:
 
 def test_every_family_of_requests_is_announced_in_order() -> None:
     names = [line.split()[2:] for line in render(Metrics(WorkerRegistry(), KvIndex())) if line.startswith("# TYPE")]
-    assert names[:21] == [
+    assert names[:22] == [
         ["sgl_router_requests_total", "counter"],
         ["sgl_router_responses_total", "counter"],
         ["sgl_router_errors_total", "counter"],
@@ -39,10 +39,11 @@ def test_every_family_of_requests_is_announced_in_order() -> None:
         ["sgl_router_event_loop_lag_seconds", "histogram"],
         ["sgl_router_records_lost_total", "counter"],
         ["sgl_router_worker_token_checks_total", "counter"],
+        ["sgl_router_worker_tokens_differ", "gauge"],
         ["sgl_router_process_restarts_total", "counter"],
         ["sgl_router_draining", "gauge"],
     ]
-    assert ["sgl_router_workers", "gauge"] in names[21:]
+    assert ["sgl_router_workers", "gauge"] in names[22:]
 
 
 def test_buckets_are_the_ones_dashboards_know() -> None:
