@@ -88,6 +88,8 @@ async def _answer_error(
     out: Outbound, record: RequestRecord, relayed: Relayed, error: RouterError, services: Services
 ) -> None:
     record.error = error
+    # Their frames hold the record, and the body: a cycle of megabytes, for a collector that seldom comes by.
+    error.__traceback__ = error.__context__ = None
     services.metrics.errors.labels(error.code.value).inc()
     if isinstance(error, NoHealthyWorkers) or (record.decision is None and not isinstance(error, InternalError)):
         record.outcome = Outcome.REJECTED

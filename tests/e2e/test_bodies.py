@@ -20,7 +20,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 MIB = 1 << 20
 FULL = 31 * MIB
-TRIES = 10
+TRIES = 5
+SECS, BUSY_SECS = "0.02", "0.1"
 
 
 class Daemon:
@@ -40,15 +41,25 @@ class Daemon:
     def forget_peak(self) -> None:
         pathlib.Path(f"/proc/{self._pid}/clear_refs").write_text("5")
 
-    def late(self) -> float:
-        """How often the loop was late by more than 20 ms."""
+    def late(self) -> dict[str, float]:
+        """How often the loop was late by more than 20 ms, and by more than 100."""
         text = request(self.url + "/metrics")[2].decode()
         name = "sgl_router_event_loop_lag_seconds"
-        within = re.search(rf'{name}_bucket{{le="0.02"}} (\S+)', text)
-        total = re.search(rf"{name}_count (\S+)", text)
-        assert within is not None
-        assert total is not None
-        return float(total[1]) - float(within[1])
+        found = {one[1]: float(one[2]) for one in re.finditer(rf'{name}_bucket{{le="([^"]+)"}} (\S+)', text)}
+        return {secs: found["+Inf"] - found[secs] for secs in (SECS, BUSY_SECS)}
+
+    def never_holds_its_loop(self, work: Callable[[], object]) -> None:
+        """The lag metric shows no turn over 20 ms in one of a few tries. On a machine so busy that the process itself
+        waits for a core, none over 100 ms has to do: what these bodies cost before was more."""
+        short = False
+        for _ in range(TRIES):
+            before = self.late()
+            work()
+            late = self.late()
+            if late[SECS] == before[SECS]:
+                return
+            short = short or late[BUSY_SECS] == before[BUSY_SECS]
+        assert short, f"the loop was held in each of {TRIES} tries"
 
     async def send(self, raw: bytes, *, path: str = "/v1/chat/completions", last: bool = True) -> int | None:
         """The status; None where the response does not come because the body is not whole (`last`)."""
@@ -188,14 +199,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_body_does_not_hold_the_loop(daemon: Daemon, name: str) -> None:
-    """On a busy machine a turn may be late for other reasons: one try of several without is proof enough."""
     raw = HOSTILE[name]().replace(b'"m"', b'"%b"' % MODEL.encode(), 1)
-    for _ in range(TRIES):
-        before = daemon.late()
-        asyncio.run(daemon.send(raw))
-        if daemon.late() == before:
-            return
-    pytest.fail(f"the loop was held in each of {TRIES} tries")
+    daemon.never_holds_its_loop(lambda: asyncio.run(daemon.send(raw)))
 
 
 @pytest.mark.parametrize(
@@ -208,12 +213,9 @@ def test_a_hostile_body_does_not_hold_the_loop(daemon: Daemon, name: str) -> Non
     ids=["tokenize", "detokenize", "chat"],
 )
 def test_large_work_does_not_hold_the_loop(daemon: Daemon, path: str, raw: bytes) -> None:
-    for _ in range(TRIES):
-        before = daemon.late()
-        assert asyncio.run(daemon.send(raw, path=path)) is not None
-        if daemon.late() == before:
-            return
-    pytest.fail(f"the loop was held in each of {TRIES} tries")
+    statuses: list[int | None] = []
+    daemon.never_holds_its_loop(lambda: statuses.append(asyncio.run(daemon.send(raw, path=path))))
+    assert None not in statuses
 
 
 def _chunked(path: str, line: bytes, begin: bytes = b"") -> Callable[[Daemon], None]:
@@ -244,10 +246,14 @@ def _chunked(path: str, line: bytes, begin: bytes = b"") -> Callable[[Daemon], N
 )
 def test_hostile_chunks_do_not_hold_the_loop(daemon: Daemon, path: str, line: bytes, begin: bytes) -> None:
     base = daemon.memory("VmRSS")
-    for _ in range(TRIES):
-        before = daemon.late()
-        _chunked(path, line, begin)(daemon)
-        assert daemon.memory("VmRSS") - base < 60
-        if daemon.late() == before:
-            return
-    pytest.fail(f"the loop was held in each of {TRIES} tries")
+    daemon.never_holds_its_loop(lambda: _chunked(path, line, begin)(daemon))
+    assert daemon.memory("VmRSS") - base < 60
+
+
+def test_refused_bodies_leave_nothing_behind(daemon: Daemon) -> None:
+    """An error's frames held the record, the record the error, and the frames 30 MiB each, until a collector came."""
+    raw = extra(b"[" * N).replace(b'"m"', b'"%b"' % MODEL.encode(), 1)
+    base = daemon.memory("VmRSS")
+    for _ in range(8):
+        assert asyncio.run(daemon.send(raw)) == 400
+    assert daemon.memory("VmRSS") - base < 90

@@ -19,7 +19,7 @@ MAX_EXTENSION_BYTES = 4 << 10
 MAX_TRAILER_BYTES = 8 << 10
 # A chunk costs microseconds, whatever its size: so many are read at a time, and a body of more than MANY_CHUNKS must
 # have so many bytes in each on the average.
-CHUNKS_AT_A_TIME = 1_000
+CHUNKS_AT_A_TIME = 250
 MANY_CHUNKS = 65_536
 MIN_AVERAGE_CHUNK = 16
 

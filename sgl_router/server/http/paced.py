@@ -7,15 +7,17 @@ from typing import cast
 
 __all__ = ["Paced"]
 
-_LARGE_READ = 16 << 10
+_A_TURN_BYTES = 8 << 10
 
 
 class Paced(asyncio.Protocol):
-    """Hands everything on to `inner`. libuv reads a connection up to 32 times before it looks at another: of chunks of
-    a byte each, aiohttp's parser would hold the loop for a quarter of a second."""
+    """Hands everything on to `inner`, a little in each turn. A read has up to 256 KiB, and libuv reads a connection up
+    to 32 times before it looks at another: of chunks of a byte each, aiohttp's parser would hold the loop for a second.
+    """
 
     def __init__(self, inner: asyncio.Protocol) -> None:
         self._inner = inner
+        self._rest = memoryview(b"")
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -23,16 +25,26 @@ class Paced(asyncio.Protocol):
         self._inner.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        self._inner.data_received(data)
-        transport = self._transport
-        if len(data) >= _LARGE_READ and transport is not None and transport.is_reading():
-            transport.pause_reading()
-            asyncio.get_running_loop().call_soon(self._go_on)
+        if self._rest:
+            self._rest = memoryview(bytes(self._rest) + data)  # aiohttp has resumed the reading
+        elif len(data) <= _A_TURN_BYTES:
+            self._inner.data_received(data)
+        else:
+            self._rest = memoryview(data)
+            self._go_on()
 
     def _go_on(self) -> None:
+        """Hand on the next piece. Reading stops while there is more of it."""
         transport = self._transport
-        # aiohttp stops reading where a body waits for its reader, and goes on by itself.
-        if transport is not None and not getattr(self._inner, "_reading_paused", False):
+        if transport is None or not self._rest:
+            return
+        piece, self._rest = self._rest[:_A_TURN_BYTES], self._rest[_A_TURN_BYTES:]
+        self._inner.data_received(bytes(piece))
+        if self._rest:
+            if not transport.is_closing():
+                transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._go_on)
+        elif not getattr(self._inner, "_reading_paused", False):  # aiohttp stops where a body waits for its reader
             transport.resume_reading()
 
     def eof_received(self) -> bool | None:
@@ -40,6 +52,7 @@ class Paced(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._rest = memoryview(b"")
         self._inner.connection_lost(exc)
 
     def pause_writing(self) -> None:
