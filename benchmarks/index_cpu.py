@@ -15,8 +15,8 @@ from index_work import Fleet, Wire, frames, quantile, repeat, root_tokens, share
 
 from sgl_router.kv_events.hashing import DEFAULT_NAMESPACE
 from sgl_router.kv_events.index import _FIRST_PIECE_BLOCKS, _PIECE_BLOCKS, _PIECE_GROWTH
+from sgl_router.kv_events.opening import Opening
 from sgl_router.kv_events.prompt_keys import PromptKeys
-from sgl_router.kv_events.pump import _pieces
 from sgl_router.kv_events.walk import by_slot
 from sgl_router.kv_events.wire import BlockStored, decode_batch, decode_frame
 from sgl_router.prompt import Prompt
@@ -25,18 +25,20 @@ MAX_BYTES = 64 << 20
 
 
 def apply_frames(fleet: Fleet, work: Sequence[Wire]) -> float:
-    """What the pump does with frames, without the pump. Returns the processor seconds that msgpack took; events are
-    checked one by one as they are applied."""
+    """What the pump does with frames, without the pump. Returns the processor seconds that decoding took, in which
+    events are checked and their tokens packed."""
     streams, clock = fleet.streams, time.process_time
     decoding = 0.0
     for worker, parts in work:
         stream = streams[worker]
         start = clock()
         frame = decode_frame(parts, MAX_BYTES)
-        batch = decode_batch(frame.payload)
+        opening = Opening(frame, repairable=False)
+        while opening.step():
+            pass
         decoding += clock() - start
         stream.observe(frame)
-        for event in _pieces(batch.events):
+        for event in opening.events():
             stream.apply(event)
     return decoding
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from xxhash import xxh3_64_intdigest
 
-__all__ = ["DEFAULT_NAMESPACE", "BlockHasher", "Namespace"]
+__all__ = ["DEFAULT_NAMESPACE", "BlockHasher", "Namespace", "pack_units"]
 
 _MAX_U32 = 0xFFFFFFFF
 
@@ -28,6 +28,24 @@ class Namespace(NamedTuple):
 
 
 DEFAULT_NAMESPACE = Namespace()
+
+
+def pack_units(units: Sequence[Any]) -> array[int]:
+    """Token ids, or pairs of them, as one flat array: of 32-bit words, or of 64-bit words where an id needs them.
+
+    Raises ValueError, TypeError or OverflowError for what is neither.
+    """
+    if len(units) and isinstance(units[0], (list, tuple)):
+        flat: list[int] = []
+        for pair in units:
+            first, second = pair
+            flat.append(first)
+            flat.append(second)
+        units = flat
+    try:
+        return array("I", units)
+    except OverflowError:
+        return array("Q", units)
 
 
 class BlockHasher:
@@ -62,24 +80,18 @@ class BlockHasher:
         return known
 
     def extend(self, parent: int, tokens: Sequence[Any], blocks: int) -> list[int]:
-        """Keys of `blocks` consecutive blocks whose units are `tokens` (ints, or pairs in bigram mode).
+        """Keys of `blocks` consecutive blocks whose units are `tokens`: ints, or pairs in bigram mode, or what
+        `pack_units` made of them.
 
         Raises ValueError where the token count is not blocks x page size, TypeError or OverflowError for what is
         not a token id.
         """
-        if len(tokens) != blocks * self.page_size:
-            raise ValueError(f"{len(tokens)} tokens for {blocks} blocks of {self.page_size}")
-        if self.bigram:
-            flat: list[int] = []
-            for pair in tokens:
-                first, second = pair
-                flat.append(first)
-                flat.append(second)
-            tokens = flat
-        try:
-            packed = array("I", tokens)
-        except OverflowError:
-            return self._extend_wide(parent, array("Q", tokens))
+        packed = tokens if isinstance(tokens, array) else pack_units(tokens)
+        width = self.page_size * (2 if self.bigram else 1)
+        if len(packed) != blocks * width:
+            raise ValueError(f"{len(packed)} token ids for {blocks} blocks of {width}")
+        if packed.itemsize > 4:
+            return self._extend_wide(parent, packed)
         if blocks == 1:
             return [xxh3_64_intdigest(packed, parent)]
         return self._chain(parent, packed)

@@ -19,6 +19,7 @@ from sgl_router.descriptors import EVENT_SOCKET, Descriptors, remedy, spare, tel
 from sgl_router.prompt import Prompt
 
 from .bound import MemoryBound
+from .endpoints import Endpoints
 from .expectation import Expectation, Expectations
 from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
 from .matched import MATCHED_STATES, Matched, MatchGroup, PromptMatch
@@ -29,7 +30,7 @@ from .refill import Refill
 from .repair import Repairer, RepairOutcome
 from .replay import ReplayEnd, replay
 from .status import IndexTotals, RankStatus
-from .stream import EventStream, FrameOutcome, StreamState, Untrust
+from .stream import EventStream, FrameOutcome, Remark, StreamState, Untrust
 from .subscriber import SPARE_DESCRIPTORS, Subscriber, make_context
 from .tree import BlockTree
 from .walk import depth_of
@@ -66,6 +67,7 @@ _MAX_RESYNC_SECS = 600.0
 _WARMING_SECS = 10.0
 _FORGIVEN_SECS = 3_600.0
 _MAX_EXPECTED_BLOCKS = 8_192
+_REFUSED_LOG_SECS = 60.0
 
 
 class _Rank:
@@ -75,12 +77,15 @@ class _Rank:
         self,
         target: Target,
         stream: EventStream,
+        source: KvEventSource,
         tree: BlockTree,
         withheld: WithheldNamespaces,
         clock: Callable[[], float],
     ) -> None:
         self.target = target
         self.stream = stream
+        self.source = source
+        self.endpoint = source.endpoint(target.dp_rank)
         self.witness = Witness(
             target,
             stream,
@@ -103,19 +108,25 @@ class _Rank:
         self.lag_secs = 0.0
         self.warm_by = asyncio.get_running_loop().time() + _WARMING_SECS
         self.slot = stream.slot
+        # Refused frames by what became of them: not logged since the last one that was, and when that was.
+        self.refused: dict[str, tuple[int, float | None]] = {}
 
     def close(self) -> None:
         if self.refill is not None:
             self.refill.close()
         if self.resync is not None:
             self.resync.cancel()
+        self.unsubscribe()
+        self.stream.close()
+
+    def unsubscribe(self) -> None:
         if self.quiet is not None:
             self.quiet.close()
         if self.repairer is not None:
             self.repairer.close()
         if self.subscriber is not None:
             self.subscriber.close()
-        self.stream.close()
+        self.subscriber = self.feed = self.repairer = self.quiet = None
 
 
 class KvIndex:
@@ -143,10 +154,12 @@ class KvIndex:
         self._ranks: dict[Worker, list[_Rank]] = {}
         self._by_stream: dict[EventStream, _Rank] = {}
         self._by_target: dict[Target, _Rank] = {}
+        self._endpoints: Endpoints[_Rank] = Endpoints()
         self._groups: dict[str, dict[BlockHasher, MatchGroup]] = {}
         self._dirty: set[str] = set()
         self._hwm = receive_high_water_mark
-        self._max_bytes = max_message_bytes
+        # Received, to be counted and dropped; libzmq closes the connection of a peer that sends more.
+        self._transport_bytes = 2 * max_message_bytes
         self._replay_idle_secs = replay_idle_secs
         self._resync_secs = resync_secs
         self._expectations = Expectations(self.tree, expect_ttl_secs)
@@ -157,6 +170,7 @@ class KvIndex:
             turn_budget_secs=turn_budget_secs,
             max_message_bytes=max_message_bytes,
             on_failure=self._on_failure,
+            on_lost=self._say_refused,
             on_frame=self._on_frame,
             on_batch=self._on_batch,
         )
@@ -165,9 +179,14 @@ class KvIndex:
         self.quiet = QuietCheck(quiet_check_secs)
         self.copying = asyncio.Lock()
         """Held while a rank is copied for a snapshot: one at a time."""
-        self.bound = MemoryBound(max_blocks, self._by_stream.keys)
-        # Not while a rank is copied: what is forgotten under it would make it begin again, for ever in a full index.
-        self.pump.chore = lambda busy: not self.copying.locked() and self.bound.chore(busy)
+        self.bound = MemoryBound(
+            max_blocks,
+            self._by_stream.keys,
+            pinned=self._copied,
+            retired=lambda: self.tree.retired_blocks,
+            sweep=self.tree.sweep,
+        )
+        self.pump.chore = self.bound.chore
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._replay_context: zmq.asyncio.Context | None = None
         self._replays = asyncio.Semaphore(_REPLAYS_AT_ONCE)
@@ -197,13 +216,19 @@ class KvIndex:
                 self._hasher,
                 page_size=worker.info.block_size,
                 bigram=worker.info.bigram,
+                announced=worker.info.block_size_reported,
                 changed=self._changed,
+                remarks=self._remark,
             )
-            rank = _Rank(target, stream, self.tree, self._withheld, self._clock)
+            rank = _Rank(target, stream, source, self.tree, self._withheld, self._clock)
             self._by_stream[stream] = rank
             self._by_target[target] = rank
             ranks.append(rank)
-            self._subscribe(rank, source)
+            others = self._endpoints.add(rank.endpoint, source.topic, rank)
+            if others:
+                self._shared(rank, others)
+                continue
+            self._subscribe(rank)
             if rank.feed is not None:
                 self.warm.offer(target, rank.feed)
         left_out = len(worker.targets) - len(ranks)
@@ -222,15 +247,17 @@ class KvIndex:
     def worker_removed(self, worker: Worker) -> None:
         """Forget the worker's blocks and close its sockets; nothing of it can be matched when this returns."""
         for rank in self._ranks.pop(worker, ()):
-            if rank.feed is not None:
-                self.pump.drop(rank.feed)
-                self.warm.withdraw(rank.target, rank.feed)
+            self._unfollow(rank)
             self._expectations.give_up(rank.slot)
             self._withheld.forget(rank.stream)
             rank.close()
             self._descriptors.give_back(EVENT_SOCKET)
             del self._by_stream[rank.stream]
             del self._by_target[rank.target]
+            for left in self._endpoints.remove(rank.endpoint, rank.source.topic, rank):
+                log.info("kv event endpoint no longer shared", endpoint=left.endpoint, worker=left.target.worker.id)
+                left.stream.resync()
+                self._subscribe(left)
         self._dirty.add(worker.model_id)
         self.pump.schedule()
 
@@ -267,15 +294,42 @@ class KvIndex:
 
     # --- connections --------------------------------------------------------------------------------------------
 
-    def _subscribe(self, rank: _Rank, source: KvEventSource) -> None:
+    def _shared(self, rank: _Rank, others: list[_Rank]) -> None:
+        """Several workers name one endpoint. One of them publishes there, or none of them: no rank may claim it."""
+        sharing = [rank, *others]
+        log.warning(
+            "kv event endpoint is named by several workers, followed for none of them",
+            endpoint=rank.endpoint,
+            workers=[one.target.worker.url for one in sharing],
+            dp_ranks=[one.target.dp_rank for one in sharing],
+            hint='give each worker a port of its own in --kv-events-config ("endpoint": "tcp://*:PORT")',
+        )
+        for one in sharing:
+            self._unfollow(one)
+            one.unsubscribe()
+            one.stream.distrust(Untrust.SHARED)
+
+    def _unfollow(self, rank: _Rank) -> None:
+        if rank.feed is not None:
+            self.pump.drop(rank.feed)
+            self.warm.withdraw(rank.target, rank.feed)
+
+    def _copied(self, stream: EventStream) -> bool:
+        """Whether a job looks at the stream: what is forgotten under a copy would make it begin again, for ever in a
+        full index."""
+        feed = self._by_stream[stream].feed
+        return feed is not None and feed.job is not None
+
+    def _subscribe(self, rank: _Rank) -> None:
         self.prepare()
         assert self._context is not None
+        source = rank.source
         subscriber = rank.subscriber = Subscriber(
             self._context,
-            source.endpoint(rank.target.dp_rank),
+            rank.endpoint,
             source.topic,
             receive_high_water_mark=self._hwm,
-            max_message_bytes=self._max_bytes,
+            max_message_bytes=self._transport_bytes,
             readable=lambda _: self.pump.wake(feed),
             connection=lambda _, connected: self._connection(rank, connected),
             lost=lambda _: rank.stream.suspend(),
@@ -311,7 +365,7 @@ class KvIndex:
             endpoint,
             start,
             idle_secs=self._replay_idle_secs,
-            max_message_bytes=self._max_bytes,
+            max_message_bytes=self._transport_bytes,
             ipv6=live.ipv6,
         )
         async with self._replays, contextlib.aclosing(frames):
@@ -353,7 +407,7 @@ class KvIndex:
         self._dirty.add(rank.target.worker.model_id)
         if rank.quiet is not None:
             rank.quiet.stirred()
-        if stream.state is StreamState.UNTRUSTED and rank.resync is None:
+        if stream.state is StreamState.UNTRUSTED and rank.resync is None and rank.feed is not None:
             # Not at once: an engine that floods or garbles its stream must not keep the router replaying.
             now = asyncio.get_running_loop().time()
             if now - rank.resynced_at > _FORGIVEN_SECS:
@@ -366,12 +420,11 @@ class KvIndex:
         """An untrusted stream starts over: from the replay buffer, or, where that cannot help, from what comes next."""
         rank.resync = None
         stream = rank.stream
-        if stream.state is not StreamState.UNTRUSTED:
+        if stream.state is not StreamState.UNTRUSTED or rank.feed is None:
             return
         rank.resyncs += 1
         rank.resynced_at = asyncio.get_running_loop().time()
-        if rank.feed is not None:
-            rank.feed.pending = iter(())
+        rank.feed.discard()
         replayable = rank.repairer is not None and stream.untrusted_for is not Untrust.DECODE
         self.totals.resyncs += 1
         log.info(
@@ -400,7 +453,7 @@ class KvIndex:
             if rank.subscriber is not None and rank.subscriber.connected:
                 same = worker.info.started_at is not None
                 if not same and rank.feed is not None:
-                    rank.feed.pending = iter(())
+                    rank.feed.discard()
                 suspended = rank.stream.state is StreamState.SUSPENDED
                 rank.stream.confirm(same_process=same)
                 if not same and suspended and rank.repairer is not None:
@@ -433,15 +486,41 @@ class KvIndex:
 
     def _on_failure(self, stream: EventStream, error: WireError) -> None:
         self.totals.failures[error.reason] = self.totals.failures.get(error.reason, 0) + 1
+        self._say_refused(stream, error)
+
+    def _say_refused(self, stream: EventStream, error: WireError) -> None:
         rank = self._by_stream.get(stream)
-        if rank is not None:
-            log.warning(
-                "kv event frame refused, stream untrusted",
-                worker=rank.target.worker.id,
-                dp_rank=rank.target.dp_rank,
-                reason=error.reason.value,
-                detail=str(error),
-            )
+        if rank is None:
+            return
+        if stream.state is StreamState.UNTRUSTED:
+            became = "stream untrusted"
+        elif stream.state is StreamState.REPAIRING:
+            became = "asked for once more"
+        else:
+            became = "the number was known, nothing is lost"
+        now = asyncio.get_running_loop().time()
+        count, said_at = rank.refused.get(became, (0, None))
+        if said_at is not None and now - said_at < _REFUSED_LOG_SECS:
+            rank.refused[became] = (count + 1, said_at)
+            return
+        rank.refused[became] = (0, now)
+        log.warning(
+            f"kv event frame refused, {became}",
+            worker=rank.target.worker.id,
+            dp_rank=rank.target.dp_rank,
+            reason=error.reason.value,
+            detail=str(error),
+            unlogged=count,
+        )
+
+    def _remark(self, stream: EventStream, remark: Remark, number: int) -> None:
+        rank = self._by_stream.get(stream)
+        if rank is None:
+            return
+        about = {"found": number, "announced": stream.hasher.page_size}
+        if remark is Remark.GROUPS_UNTOLD:
+            about = {"group": number}
+        log.warning(remark.value, worker=rank.target.worker.id, dp_rank=rank.target.dp_rank, **about)
 
     def _on_frame(self, stream: EventStream, outcome: FrameOutcome, missing: int) -> None:
         if outcome is FrameOutcome.GAP:
@@ -588,7 +667,7 @@ class KvIndex:
         return [
             RankStatus(
                 dp_rank=rank.target.dp_rank,
-                endpoint=rank.subscriber.endpoint if rank.subscriber else "",
+                endpoint=rank.endpoint,
                 connected=rank.subscriber.connected if rank.subscriber else False,
                 state=rank.stream.state,
                 complete=rank.stream.complete,

@@ -11,7 +11,7 @@ import structlog
 
 from .pump import EventPump, Feed
 from .replay import ReplayEnd
-from .wire import Frame
+from .wire import DecodeFailure, Frame, WireError
 
 __all__ = ["RepairOutcome", "Repairer"]
 
@@ -102,6 +102,7 @@ class Repairer:
         outcome = RepairOutcome.REPAIRED
         late = False
         stuck = 0
+        closed_at: int | None = None
         while stuck < _ATTEMPTS:
             received = 0
             start = self._feed.stream.expected
@@ -153,6 +154,14 @@ class Repairer:
                     stream.history_lost(held.seq)
                     outcome = RepairOutcome.PARTIAL
                 return outcome
+            expected = self._feed.stream.expected
+            if end is ReplayEnd.CLOSED and expected is not None:
+                # libzmq closes the connection of a peer whose message is much too large. Twice in the same place: it is
+                # that frame, and asking for it again would bring nothing else.
+                if closed_at == expected:
+                    self._pump.refuse(self._feed, WireError(DecodeFailure.TOO_LARGE, f"frame {expected} in a replay"))
+                closed_at = expected
+                continue
             if end not in (ReplayEnd.HOLE, ReplayEnd.COMPLETE):
                 log.warning("kv event replay broke off", end=end.value, next_seq=self._feed.stream.expected)
                 return RepairOutcome.FAILED

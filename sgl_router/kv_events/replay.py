@@ -15,6 +15,7 @@ from enum import Enum
 import zmq
 import zmq.asyncio
 
+from .subscriber import LARGE_BYTES
 from .wire import END_SEQ, Frame
 
 __all__ = ["ReplayEnd", "replay"]
@@ -34,6 +35,8 @@ class ReplayEnd(str, Enum):
     """Nothing came for too long: no such endpoint, or its end marker was lost."""
     MALFORMED = "malformed"
     """What came is not a replay."""
+    CLOSED = "closed"
+    """The connection was made, and closed before the end."""
 
 
 async def replay(
@@ -55,12 +58,14 @@ async def replay(
     except zmq.ZMQError:  # no file descriptor left
         yield ReplayEnd.TIMEOUT
         return
+    monitor = None
     give_up = asyncio.get_running_loop().time() + MAX_REPLAY_SECS
     try:
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.RCVHWM, 0)  # before connect, or a slow consumer loses messages silently
         socket.set(zmq.MAXMSGSIZE, max_message_bytes)
         socket.set(zmq.IPV6, int(ipv6))
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         socket.connect(endpoint)
         await socket.send_multipart([b"", start.to_bytes(8, "big")])
         expected: int | None = None
@@ -69,16 +74,16 @@ async def replay(
                 yield ReplayEnd.TIMEOUT
                 return
             try:
-                parts = await asyncio.wait_for(socket.recv_multipart(), idle_secs)
+                parts = await asyncio.wait_for(socket.recv_multipart(copy=False), idle_secs)
             except asyncio.TimeoutError:
-                yield ReplayEnd.TIMEOUT
+                yield ReplayEnd.CLOSED if await monitor.poll(0) else ReplayEnd.TIMEOUT
                 return
             # ["", seq, payload] up to 0.5.21, ["", topic, seq, payload] after; the end marker has an empty payload.
             if len(parts) < 3 or len(parts[-2]) != 8:
                 yield ReplayEnd.MALFORMED
                 return
-            seq, payload = int.from_bytes(parts[-2], "big"), parts[-1]
-            if not payload:
+            seq, size = int.from_bytes(parts[-2].bytes, "big"), len(parts[-1])
+            if not size:
                 yield ReplayEnd.COMPLETE if seq == END_SEQ else ReplayEnd.MALFORMED
                 return
             if seq < start or (expected is not None and seq < expected):
@@ -87,7 +92,10 @@ async def replay(
                 yield ReplayEnd.HOLE
                 return
             expected = seq + 1
-            yield Frame(seq, payload)
+            yield Frame(seq, parts[-1].buffer if size > LARGE_BYTES else parts[-1].bytes)
     finally:
         with contextlib.suppress(zmq.ZMQError):
+            if monitor is not None:
+                socket.disable_monitor()
+                monitor.close(0)
             socket.close(0)

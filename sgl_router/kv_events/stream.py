@@ -6,7 +6,6 @@ engine says its cache is empty; everything it claims after that is witnessed eve
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,9 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from .groups import CacheGroups
 from .hashing import BlockHasher, Namespace
+from .names import Names
 from .tree import BlockTree
 from .wire import (
     BlockRemoved,
@@ -31,7 +32,7 @@ from .wire import (
     WireError,
 )
 
-__all__ = ["EventStream", "FrameOutcome", "Holdings", "StreamCounters", "StreamState", "Untrust"]
+__all__ = ["EventStream", "FrameOutcome", "Holdings", "Remark", "StreamCounters", "StreamState", "Untrust"]
 
 _RECENT_FRAMES = 1024
 _GHOSTS = 32_768
@@ -58,6 +59,15 @@ class Untrust(str, Enum):
     DECODE = "decode"
     DISAGREEMENT = "disagreement"
     """The worker's own reports contradict what its events say."""
+    SHARED = "shared_endpoint"
+    """Another worker names the same event endpoint: whose blocks these are is not known."""
+
+
+class Remark(str, Enum):
+    """What an operator should know of what a stream carries: the log line, once for each publisher."""
+
+    OTHER_PAGE = "kv event blocks have another size than the worker announced, not indexed"
+    GROUPS_UNTOLD = "kv events of several cache groups do not say which is full attention, none is indexed"
 
 
 class FrameOutcome(str, Enum):
@@ -98,7 +108,13 @@ class StreamCounters:
     orphans: int = 0
     """Blocks whose parent is unknown: their prefix cannot be named, so they are not indexed."""
     unindexed: int = 0
-    """Blocks in a tier or under a key this version cannot name."""
+    """Blocks in a tier this version cannot name, or of the other kind of units (tokens, pairs)."""
+    other_page: int = 0
+    """Blocks of another size than the rank's page."""
+    other_group: int = 0
+    """Blocks stored and removed by cache groups of a hybrid model that no prefix can be told from."""
+    left_out: int = 0
+    """Blocks whose namespace the event does not tell (media, an adapter without its name)."""
     forgotten: int = 0
     """Blocks given up to keep the index within its bound."""
     skipped: int = 0
@@ -110,7 +126,8 @@ class EventStream:
     """State of one stream. Feed it frames with `observe`, then each event of the frame with `apply`.
 
     `hashers(page_size, bigram)` gives the shared hasher of a key kind; `changed(stream)` is called whenever `state`,
-    `slot` or `hasher` changed, before anything else can be matched.
+    `slot` or `hasher` changed, before anything else can be matched. `page_size` is what the worker announced; where it
+    is only a guess (not `announced`), the first store tells. `remarks` is called for what an operator should know.
     """
 
     def __init__(
@@ -120,11 +137,17 @@ class EventStream:
         *,
         page_size: int,
         bigram: bool = False,
+        announced: bool = True,
         changed: Callable[[EventStream], None] = lambda stream: None,
+        remarks: Callable[[EventStream, Remark, int], None] = lambda stream, remark, number: None,
     ) -> None:
         self._tree = tree
         self._hashers = hashers
         self._changed = changed
+        self._announced = announced
+        self._remarks = remarks
+        self._remarked: set[Remark] = set()
+        self._groups = CacheGroups()
         self.hasher = hashers(page_size, bigram)
         self.slot = tree.acquire()
         self.state = StreamState.WAITING
@@ -136,7 +159,7 @@ class EventStream:
         self.last_ts = 0.0
         self.held: dict[Tier, int] = dict.fromkeys(Tier, 0)
         self.counters = StreamCounters()
-        self._blocks: dict[EngineHash, int] = {}
+        self._blocks: Names[int] = Names()
         self._spared = 0
         self._recent: OrderedDict[int, int] = OrderedDict()
         self._repairing = self._suspended = False
@@ -146,13 +169,14 @@ class EventStream:
         self._confirmed = self._contiguous = False
         self._settled: Callable[[bool], None] | None = None
         # Only dialects up to 0.5.8 fill these two; see _resurrect.
-        self._parents: dict[EngineHash, EngineHash | None] = {}
+        self._parents: Names[EngineHash | None] = Names()
         self._ghosts: OrderedDict[EngineHash, tuple[int, EngineHash | None]] = OrderedDict()
 
     def memory_bytes(self) -> int:
         """Bytes of the maps with their 64-bit keys and hashes."""
         integer = sys.getsizeof(1 << 63)
-        maps = sum(sys.getsizeof(table) for table in (self._blocks, self._parents, self._ghosts, self._recent))
+        maps = self._blocks.memory_bytes() + self._parents.memory_bytes()
+        maps += sys.getsizeof(self._ghosts) + sys.getsizeof(self._recent)
         return maps + integer * 2 * (len(self._blocks) + len(self._ghosts))
 
     @property
@@ -219,10 +243,16 @@ class EventStream:
         self._confirmed = self._contiguous = False
         self._refresh()
 
-    def unread(self) -> None:
-        """A frame was refused before its number could be read, or is too large to be: take it for the next one, so
-        that it is not counted as missing as well."""
-        if self.expected is not None:
+    def seen(self, frame: Frame) -> bool:
+        """Whether this very frame was observed, not long ago."""
+        return self._recent.get(frame.seq) == xxh3_64_intdigest(frame.payload)
+
+    def unread(self, seq: int | None = None) -> None:
+        """A frame was refused: it is not counted as missing as well. One whose number could not be read (None) is taken
+        for the next one."""
+        if seq is not None:
+            self.expected = max(self.expected or 0, seq + 1)
+        elif self.expected is not None:
             self.expected += 1
 
     def reconnected(self) -> None:
@@ -246,8 +276,9 @@ class EventStream:
             self.restarted()
 
     def last_before_break(self) -> int | None:
-        """While it is not shown what happened when the connection broke: the number of the last frame from before."""
-        return self.expected - 1 if self._suspended and self.expected else None
+        """While it is not shown what happened when the connection broke: the number of the last frame from before. None
+        where nothing is claimed that it could prove; that frame may then be the very one that broke the connection."""
+        return self.expected - 1 if self._suspended and self.expected and self.untrusted_for is None else None
 
     def may_have_sent(self, frame: Frame) -> bool:
         """False where the frame that was observed under this number had other bytes."""
@@ -292,6 +323,8 @@ class EventStream:
     def restarted(self) -> None:
         """Another process publishes here now: nothing of the old one holds."""
         self.counters.restarts += 1
+        self._groups = CacheGroups()
+        self._remarked.clear()
         self.resync()
 
     def distrust(self, why: Untrust) -> None:
@@ -304,14 +337,22 @@ class EventStream:
 
     def failed(self, error: WireError) -> None:
         """A frame could not be used: what it said is lost."""
+        self.count(error)
+        self.lost(error)
+
+    def count(self, error: WireError) -> None:
+        """A frame could not be used, and what it said may not be lost: it is asked for again, or was known."""
         self.counters.failures[error.reason] = self.counters.failures.get(error.reason, 0) + 1
+
+    def lost(self, error: WireError) -> None:
+        """What the frame said, whose failure was counted, is lost."""
         self.distrust(Untrust.DECODE)
 
     def close(self) -> None:
         """Give the slot back. The stream must not be used afterwards."""
         self.epoch += 1
-        self._tree.retire(self.slot, self._blocks)
-        self._blocks = {}
+        self._tree.retire(self.slot, self._blocks, self._parents)
+        self._blocks, self._parents = Names(), Names()
 
     def _begin(self, *, complete: bool) -> None:
         self.complete = complete
@@ -346,12 +387,12 @@ class EventStream:
         """Hold nothing, in constant time: the slot is abandoned and swept in the background."""
         if self._blocks:
             self.epoch += 1
-            self._tree.retire(self.slot, self._blocks)
-            self._blocks = {}
+            self._tree.retire(self.slot, self._blocks, self._parents)
+            self._blocks = Names()
             self.slot = self._tree.acquire()
             self._changed(self)
         self.held = dict.fromkeys(Tier, 0)
-        self._parents = {}
+        self._parents = Names()
         self._ghosts.clear()
 
     # --- snapshots ----------------------------------------------------------------------------------------------
@@ -364,9 +405,9 @@ class EventStream:
     def export(self, piece: int) -> Iterator[Holdings]:
         """All that is held, `piece` blocks at a time. The stream must not change until the last one is taken."""
         parents = self._parents
-        hashes, keys = iter(self._blocks), iter(self._blocks.values())
-        while batch := list(islice(hashes, piece)):
-            names = list(islice(keys, piece))
+        blocks = self._blocks.items()
+        while pairs := list(islice(blocks, piece)):
+            batch, names = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             tiers = self._tree.tier_masks(self.slot, names)
             if 0 in tiers:  # two engine hashes named one block, and one of them was removed
                 kept = [i for i, mask in enumerate(tiers) if mask]
@@ -403,7 +444,7 @@ class EventStream:
             return True
         self._map(hashes, keys)
         if parents is not None:
-            self._parents.update(zip(hashes, parents, strict=True))
+            self._parents.put(hashes, parents)
         for position, tier in enumerate(Tier):
             flag = 1 << position
             held = [key for key, mask in zip(keys, tiers, strict=True) if mask & flag]
@@ -433,16 +474,16 @@ class EventStream:
 
     def _store(self, event: BlockStored) -> None:
         hashes = event.block_hashes
+        if event.group is not None and not self._claims(event.group, event.kind):
+            self.counters.other_group += len(hashes) + event.left_out
+            return
+        self.counters.left_out += event.left_out
         if not hashes:
             return
-        bigram = isinstance(event.token_ids[0], (list, tuple))
-        if (event.block_size, bigram) != (self.hasher.page_size, self.hasher.bigram):
-            if self._blocks:  # one cache has one page size; a second kind (hybrid groups) cannot be matched as a prefix
-                self.counters.unindexed += len(hashes)
-                return
-            self.hasher = self._hashers(event.block_size, bigram)
-            self._changed(self)
-        if event.opaque or event.tier is None:
+        bigram = event.bigram
+        if (event.block_size, bigram) != (self.hasher.page_size, self.hasher.bigram) and not self._fits(event, bigram):
+            return
+        if event.tier is None:
             self.counters.unindexed += len(hashes)
             return
         parent = event.parent_hash
@@ -470,40 +511,53 @@ class EventStream:
         self._map(hashes, keys)
         self.counters.stored += len(hashes)
         if not event.medium_given:
-            for block_hash in hashes:
-                self._parents[block_hash] = parent
-                self._ghosts.pop(block_hash, None)
-                parent = block_hash
+            self._parents.put(hashes, (parent, *hashes[:-1]))
+            if self._ghosts:
+                for block_hash in hashes:
+                    self._ghosts.pop(block_hash, None)
+
+    def _claims(self, group: int, kind: str | None) -> bool:
+        """Whether a store by this cache group says what can be hit."""
+        if self._groups.stored(group, kind):
+            self._drop_holdings()
+        if self._groups.untold:
+            self._remark(Remark.GROUPS_UNTOLD, group)
+        return self._groups.claiming == group
+
+    def _fits(self, event: BlockStored, bigram: bool) -> bool:
+        """Whether blocks of another kind than the rank's so far can be indexed. One cache has one page size: what the
+        worker announced, else what it stored first."""
+        if event.block_size != self.hasher.page_size and (self._announced or self._blocks):
+            self.counters.other_page += len(event.block_hashes)
+            self._remark(Remark.OTHER_PAGE, event.block_size)
+            return False
+        if self._blocks:
+            self.counters.unindexed += len(event.block_hashes)
+            return False
+        self.hasher = self._hashers(event.block_size, bigram)
+        self._changed(self)
+        return True
+
+    def _remark(self, remark: Remark, number: int) -> None:
+        if remark not in self._remarked:
+            self._remarked.add(remark)
+            self._remarks(self, remark, number)
 
     def _store_each(self, event: BlockStored) -> None:
         """The events a merged one was made of."""
-        parent, size = event.parent_hash, event.block_size
-        for index, block_hash in enumerate(event.block_hashes):
-            tokens = event.token_ids[index * size : (index + 1) * size]
-            self._store(event._replace(block_hashes=[block_hash], parent_hash=parent, token_ids=tokens, merged=False))
-            parent = block_hash
+        for index in range(len(event.block_hashes)):
+            self._store(event.piece(index, index + 1)._replace(merged=False))
 
     def _renames(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> bool:
         """Whether some hash names another block so far."""
         blocks = self._blocks
-        return not blocks.keys().isdisjoint(hashes) and any(
-            blocks.get(block_hash, key) != key for block_hash, key in zip(hashes, keys, strict=True)
-        )
+        if blocks.plain is not None and blocks.plain.keys().isdisjoint(hashes):
+            return False
+        return any(blocks.get(block_hash, key) != key for block_hash, key in zip(hashes, keys, strict=True))
 
     def _map(self, hashes: Sequence[EngineHash], keys: Sequence[int]) -> None:
-        blocks, before = self._blocks, len(self._blocks)
-        if blocks.keys().isdisjoint(hashes):
-            blocks.update(zip(hashes, keys, strict=True))
-            if len(blocks) - before < len(hashes):  # one hash for two of these blocks: the last one it is
-                for block_hash, key in zip(hashes, keys, strict=True):
-                    if blocks[block_hash] != key:
-                        self._unhold(key)
-            return
-        for block_hash, key in zip(hashes, keys, strict=True):
-            old = blocks.get(block_hash)
-            if old is not None and old != key:
-                self._unhold(old)  # the engine's 64-bit hash now names another block: the first claim is gone
-            blocks[block_hash] = key
+        for key in self._blocks.put(hashes, keys):
+            self._unhold(key)  # the engine's 64-bit hash now names another block: the first claim is gone
 
     def _unhold(self, key: int) -> None:
         for tier, count in self.held.items():
@@ -511,10 +565,15 @@ class EventStream:
                 self.held[tier] = count - 1
 
     def _remove(self, event: BlockRemoved) -> None:
+        if event.group is not None and not self._groups.concerns(event.group):
+            self.counters.other_group += len(event.block_hashes)
+            return
         held, blocks, tree, slot = self.held, self._blocks, self._tree, self.slot
+        legacy = bool(self._parents)
         tiers = tuple(Tier) if event.tier is None else (event.tier,)
         others = [tier for tier in Tier if held[tier] and tier not in tiers]
-        known = {one: key for one in event.block_hashes if (key := blocks.get(one)) is not None}
+        find = blocks.plain.get if blocks.plain is not None else blocks.get
+        known = {one: key for one in event.block_hashes if (key := find(one)) is not None}
         keys = list(set(known.values())) if len(known) > 1 else list(known.values())
         for tier in tiers:
             if held[tier]:
@@ -522,8 +581,8 @@ class EventStream:
         self.counters.removed += len(known)
         for block_hash, key in known.items():
             if not others or not any(tree.holds(slot, key, tier) for tier in others):
-                del blocks[block_hash]
-                if self._parents:
+                blocks.pop(block_hash)
+                if legacy:
                     self._remember_ghost(block_hash, key)
 
     def disclaim(self, key: int) -> None:
@@ -537,7 +596,7 @@ class EventStream:
         blocks = self._blocks
         doomed: list[tuple[EngineHash, int]] = []
         spared: list[tuple[EngineHash, int]] = []
-        for block_hash, key in itertools.islice(blocks.items(), looks):
+        for block_hash, key in blocks.oldest(looks):
             (spared if recent(key) else doomed).append((block_hash, key))
             if len(doomed) == count:
                 break
@@ -545,12 +604,15 @@ class EventStream:
         if self._spared >= len(blocks):  # all were matched lately, and the bound holds all the same
             doomed, spared = spared[:count], spared[count:]
             self._spared = 0
-        for block_hash, key in reversed(doomed):
-            del blocks[block_hash]
+        for block_hash, _ in doomed:
+            blocks.pop(block_hash)
             self._parents.pop(block_hash, None)
-            self._unhold(key)
+        keys = list({key for _, key in doomed})
+        for tier, held in self.held.items():
+            if held:
+                self.held[tier] = held - self._tree.remove_many(self.slot, tier, keys)
         for block_hash, key in spared:
-            del blocks[block_hash]
+            blocks.pop(block_hash)
             blocks[block_hash] = key
         if doomed:
             self.complete = False

@@ -20,7 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from sgl_router.descriptors import spare, tell_shortage
 
-__all__ = ["SPARE_DESCRIPTORS", "Subscriber", "make_context"]
+__all__ = ["LARGE_BYTES", "SPARE_DESCRIPTORS", "Subscriber", "make_context"]
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +33,8 @@ _STABLE_SECS = 5.0
 _CONNECT_MS = 3_000
 # So long without a connection, and somebody should look: a worker that starts or restarts takes less, mostly.
 _UNANSWERED_SECS = 10.0
+LARGE_BYTES = 64 << 10
+"""A payload from here on is not copied."""
 # Longer than any handshake: covers what libzmq reports no event for, such as a name that does not resolve.
 _WATCHDOG_SECS = 10.0
 _ENDED = (
@@ -54,6 +56,7 @@ def make_context() -> zmq.Context[zmq.Socket[bytes]]:
 class Subscriber:
     """Connects when made and again after each break, until closed. Callbacks run on the loop, never inside `__init__`.
 
+    A peer that sends more than `max_message_bytes` in one part loses its connection: libzmq does not say why.
     `readable(self)`: messages may be waiting. libzmq signals readiness by edge: call `receive` until it returns None;
     whoever stops earlier must come back by itself.
 
@@ -101,12 +104,21 @@ class Subscriber:
         self._warned = False
         self._timer: asyncio.Handle | None = self._loop.call_soon(self._open)
 
-    def receive(self) -> list[bytes] | None:
-        """The next message's parts, None when nothing is waiting (or the subscriber is closed)."""
-        if self._socket is None:
+    def receive(self) -> list[bytes | memoryview] | None:
+        """The next message's parts, None when nothing is waiting (or the subscriber is closed). What is large stays in
+        the memory it was received into: copying 64 MiB takes long enough to be noticed."""
+        socket = self._socket
+        if socket is None:
             return None
         try:
-            return self._socket.recv_multipart(zmq.NOBLOCK)
+            parts: list[bytes | memoryview] = [socket.recv(zmq.NOBLOCK)]
+            while socket.getsockopt(zmq.RCVMORE):
+                if len(parts) == 2:
+                    payload = socket.recv(copy=False)
+                    parts.append(payload.buffer if len(payload) > LARGE_BYTES else payload.bytes)
+                else:
+                    parts.append(socket.recv())
+            return parts
         except zmq.Again:
             if self._ended:
                 self._drop_socket()

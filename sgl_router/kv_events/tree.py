@@ -17,9 +17,10 @@ import numpy.typing as npt
 from sortedcontainers import SortedList
 
 from .expected import ExpectedBlocks, landmarks
+from .names import Names
 from .table import HolderTable, as_keys
 from .walk import Depths, PrefixWalk, short_walk
-from .wire import EngineHash, Tier
+from .wire import Tier
 
 __all__ = ["BlockTree"]
 
@@ -30,7 +31,7 @@ _TIERS = range(len(Tier))
 class BlockTree:
     """Holders of every block, by tier. Slots are small integers handed out by `acquire`."""
 
-    __slots__ = ("_expected", "_free", "_held", "_next", "_retired", "awaited", "stored")
+    __slots__ = ("_expected", "_free", "_held", "_next", "_retired", "awaited", "retired_blocks", "stored")
 
     def __init__(self) -> None:
         self._held = HolderTable(len(Tier), bits=16)
@@ -40,7 +41,9 @@ class BlockTree:
         self.stored: Callable[[int, Sequence[int]], None] = lambda slot, keys: None
         self._free: SortedList[int] = SortedList()
         self._next = 0
-        self._retired: deque[tuple[int, dict[EngineHash, int]]] = deque()
+        self._retired: deque[tuple[int, Names[int], Names[Any] | None]] = deque()
+        # Of slots that were given up, and not yet swept.
+        self.retired_blocks = 0
 
     def acquire(self) -> int:
         """A slot that holds nothing."""
@@ -49,19 +52,26 @@ class BlockTree:
         self._next += 1
         return self._next - 1
 
-    def retire(self, slot: int, blocks: dict[EngineHash, int]) -> None:
-        """Give `slot` up at once; its bits (on the keys in `blocks`, which is consumed) are swept later.
+    def retire(self, slot: int, blocks: Names[int], parents: Names[Any] | None = None) -> None:
+        """Give `slot` up at once; its bits (on the keys in `blocks`, which is consumed) are swept later, and `parents`
+        emptied on the way: freeing a million entries is no small step either.
 
         The caller must stop matching the slot now: until swept it is not handed out again, so no stream inherits it.
         """
-        self._retired.append((slot, blocks))
+        self.retired_blocks += len(blocks)
+        self._retired.append((slot, blocks, parents))
 
     def sweep(self, budget: int) -> bool:
         """Clear up to `budget` blocks of retired slots. True while some remain."""
         while self._retired and budget > 0:
-            slot, blocks = self._retired[0]
-            keys = list({blocks.popitem()[1] for _ in range(min(budget, len(blocks)))})
-            budget -= max(len(keys), 1)
+            slot, blocks, parents = self._retired[0]
+            count = min(budget, len(blocks))
+            keys = list({blocks.popitem()[1] for _ in range(count)})
+            self.retired_blocks -= count
+            budget -= max(count, 1)
+            if parents is not None:
+                for _ in range(min(count, len(parents))):
+                    parents.popitem()
             for kind in _TIERS:
                 if self._held.counts[kind]:
                     self._held.discard_many(kind, slot, keys)

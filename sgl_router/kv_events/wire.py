@@ -6,11 +6,15 @@ positional array led by its tag, or a map with a `type` key. Unknown tags, keys 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
 import msgspec
+
+from .extra_keys import told_apart
+from .hashing import pack_units
 
 __all__ = [
     "END_SEQ",
@@ -25,6 +29,8 @@ __all__ = [
     "Tier",
     "WireError",
     "decode_batch",
+    "decode_event",
+    "decode_events",
     "decode_frame",
 ]
 
@@ -74,17 +80,19 @@ class WireError(ValueError):
 
 
 class Frame(NamedTuple):
-    """One PUB message, its payload not yet decoded."""
+    """One PUB message, its payload not yet decoded. What is large comes as the memory it was received into."""
 
     seq: int
-    payload: bytes
+    payload: bytes | memoryview
 
 
 class BlockStored(NamedTuple):
     """A chain of blocks: block i holds `token_ids[i*block_size:(i+1)*block_size]`, its parent is block i-1.
 
+    `token_ids`, as decoded, are an array with pairs flattened; a list of ints or pairs means the same.
     `tier` is None for a medium this version does not know. `medium_given` is False in dialects up to 0.5.8.
-    `opaque`: vLLM attached extra keys (media, salt, adapter), so equal token ids do not mean equal blocks.
+    `left_out`: how many more blocks the chain had, whose namespace the event does not tell.
+    `group` and `kind`: vLLM's cache group that stored it, and what the group's layers attend to.
     `merged`: the blocks came in events of their own, so an unknown parent of the first does not concern the others.
     """
 
@@ -96,15 +104,42 @@ class BlockStored(NamedTuple):
     medium_given: bool
     cache_salt: str | None
     lora_name: str | None
-    opaque: bool = False
+    left_out: int = 0
+    group: int | None = None
+    kind: str | None = None
     merged: bool = False
+
+    @property
+    def bigram(self) -> bool:
+        """Whether the units are pairs of tokens. Not for an event without blocks."""
+        tokens = self.token_ids
+        if isinstance(tokens, array):
+            return len(tokens) > self.block_size * len(self.block_hashes)
+        return isinstance(tokens[0], (list, tuple))
+
+    def piece(self, start: int, stop: int) -> BlockStored:
+        """Some of its blocks, as an event of their own."""
+        hashes, tokens, size = self.block_hashes, self.token_ids, self.block_size
+        if isinstance(tokens, array):
+            size = len(tokens) // len(hashes)
+        return self._replace(
+            block_hashes=hashes[start:stop],
+            parent_hash=hashes[start - 1] if start else self.parent_hash,
+            token_ids=tokens[start * size : stop * size],
+            left_out=self.left_out if stop >= len(hashes) else 0,
+        )
 
 
 class BlockRemoved(NamedTuple):
-    """Blocks gone from one tier; `tier` None (unknown medium) means from wherever they were."""
+    """Blocks gone from one tier (of one `group`); `tier` None (unknown medium) means from wherever they were."""
 
     block_hashes: Sequence[EngineHash]
     tier: Tier | None
+    group: int | None = None
+
+    def piece(self, start: int, stop: int) -> BlockRemoved:
+        """Some of its blocks, as an event of their own."""
+        return self._replace(block_hashes=self.block_hashes[start:stop])
 
 
 class BlocksCleared(NamedTuple):
@@ -125,7 +160,7 @@ class EventBatch(NamedTuple):
 _decode = msgspec.msgpack.Decoder().decode
 
 
-def decode_frame(parts: Sequence[bytes], max_bytes: int) -> Frame:
+def decode_frame(parts: Sequence[bytes | memoryview], max_bytes: int) -> Frame:
     """Split one multipart message. Raises WireError."""
     if len(parts) != 3:
         raise WireError(DecodeFailure.FRAME_SHAPE, f"{len(parts)} parts, expected topic, sequence, payload")
@@ -137,10 +172,9 @@ def decode_frame(parts: Sequence[bytes], max_bytes: int) -> Frame:
     return Frame(int.from_bytes(seq, "big"), payload)
 
 
-def decode_batch(payload: bytes) -> EventBatch:
+def decode_batch(payload: bytes | memoryview) -> EventBatch:
     """Decode one payload's envelope. Its events are checked as they are iterated: a batch may hold more of them than
-    can be looked at in one step of an event loop, and one that turns out bad costs the whole stream its trust, so that
-    what was applied before it does no harm. Raises WireError, here and while iterating."""
+    can be looked at in one step of an event loop. Raises WireError, here and while iterating."""
     try:
         batch = _decode(payload)
     except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
@@ -153,16 +187,16 @@ def decode_batch(payload: bytes) -> EventBatch:
         raise WireError(DecodeFailure.BATCH_SHAPE, f"ts is {type(ts).__name__}, expected a number")
     if len(raw) > MAX_EVENTS_PER_BATCH:
         raise WireError(DecodeFailure.TOO_LARGE, f"{len(raw)} events, limit {MAX_EVENTS_PER_BATCH}")
-    return EventBatch(float(ts), _events(raw), rank if isinstance(rank, int) else None)
+    return EventBatch(float(ts), decode_events(raw), rank if isinstance(rank, int) else None)
 
 
-def _events(raw: list[Any]) -> Iterator[Event]:
+def decode_events(raw: list[Any]) -> Iterator[Event]:
     """What the items say, in their order. Neighbours that continue one another become one event: some versions publish
-    every page on its own."""
+    every page on its own. Raises WireError while iterating."""
     index, count = 0, len(raw)
     while index < count:
         item = raw[index]
-        event = _decode_event(item)
+        event = decode_event(item)
         index += 1
         if event is None:
             continue
@@ -178,11 +212,11 @@ def _events(raw: list[Any]) -> Iterator[Event]:
 def _chain(first: BlockStored, item: list[Any], rest: list[Any]) -> tuple[BlockStored, int] | None:
     """`first` with the stores of one block each that follow it, every one the last one's child and alike otherwise."""
     size, page = len(item), first.block_size
-    if len(first.block_hashes) != 1 or first.opaque:
+    if len(first.block_hashes) != 1 or first.left_out or size > 8:  # extra keys mean another thing in each place
         return None
     (last,) = first.block_hashes
-    kind, pair, ending = type(last), type(first.token_ids[0]), item[6:]
-    hashes, tokens = [last], list(first.token_ids)
+    kind, pair, ending = type(last), type(item[3][0]), item[6:]
+    hashes, tokens = [last], list(item[3])
     for other in rest:
         if type(other) is not list or len(other) != size or other[0] != "BlockStored":
             break
@@ -208,7 +242,7 @@ def _chain(first: BlockStored, item: list[Any], rest: list[Any]) -> tuple[BlockS
             break
     if len(hashes) == 1 or len(set(hashes)) < len(hashes):  # a hash that changes its block does so in turn
         return None
-    return first._replace(block_hashes=hashes, token_ids=tokens, merged=True), len(hashes) - 1
+    return first._replace(block_hashes=hashes, token_ids=_packed(tokens), merged=True), len(hashes) - 1
 
 
 def _removals(first: BlockRemoved, item: list[Any], rest: list[Any]) -> tuple[BlockRemoved, int] | None:
@@ -227,7 +261,8 @@ def _removals(first: BlockRemoved, item: list[Any], rest: list[Any]) -> tuple[Bl
     return (first._replace(block_hashes=hashes), taken) if taken else None
 
 
-def _decode_event(item: Any) -> Event | None:
+def decode_event(item: Any) -> Event | None:
+    """One item of a batch; None for a tag this version does not know. Raises WireError."""
     if isinstance(item, dict):
         tag, get = item.get("type"), item.get
         if tag == "BlockStored":
@@ -236,34 +271,43 @@ def _decode_event(item: Any) -> Event | None:
                 get("parent_block_hash"),
                 get("token_ids"),
                 get("block_size"),
+                get("lora_id"),
                 get("medium"),
                 "medium" in item,
                 get("cache_salt"),
                 get("lora_name"),
-                _has_extra_keys(get("extra_keys")),
+                get("extra_keys"),
+                get("group_idx"),
+                get("kv_cache_spec_kind"),
             )
         if tag == "BlockRemoved":
-            return _removed(get("block_hashes"), get("medium"), "medium" in item)
+            return _removed(get("block_hashes"), get("medium"), "medium" in item, get("group_idx"))
     elif isinstance(item, list) and item:
         tag, size = item[0], len(item)
         if tag == "BlockStored":
             if size < 5:
                 raise WireError(DecodeFailure.EVENT_SHAPE, f"BlockStored of {size} elements, expected at least 5")
+            # SGLang's eighth is a map with the salt; vLLM's arrays go on with adapter, extra keys, group and its kind.
             extra = item[7] if size > 7 else None
+            vllm = size > 8 and not isinstance(extra, dict)
             return _stored(
                 item[1],
                 item[2],
                 item[3],
                 item[4],
+                item[5] if size > 5 else None,
                 item[6] if size > 6 else None,
                 size > 6,
                 extra.get("cache_salt") if isinstance(extra, dict) else None,
-                None,
+                extra,
+                item[8] if vllm else None,
+                item[9] if vllm and size > 9 else None,
+                item[10] if vllm and size > 10 else None,
             )
         if tag == "BlockRemoved":
             if size < 2:
                 raise WireError(DecodeFailure.EVENT_SHAPE, "BlockRemoved without block hashes")
-            return _removed(item[1], item[2] if size > 2 else None, size > 2)
+            return _removed(item[1], item[2] if size > 2 else None, size > 2, item[3] if size > 3 else None)
     else:
         raise WireError(DecodeFailure.EVENT_SHAPE, f"event is {type(item).__name__}, expected an array or a map")
     if tag == "AllBlocksCleared":
@@ -278,11 +322,14 @@ def _stored(
     parent: Any,
     tokens: Any,
     block_size: Any,
+    lora_id: Any,
     medium: Any,
     medium_given: bool,
     salt: Any,
     lora_name: Any,
-    opaque: bool = False,
+    extra_keys: Any,
+    group: Any,
+    kind: Any,
 ) -> BlockStored:
     _check_hashes(hashes, "BlockStored")
     if parent is not None and (isinstance(parent, bool) or not isinstance(parent, (int, bytes))):
@@ -292,27 +339,40 @@ def _stored(
     if not isinstance(tokens, list) or len(tokens) != block_size * len(hashes):
         found = len(tokens) if isinstance(tokens, list) else type(tokens).__name__
         raise WireError(DecodeFailure.TOKEN_IDS, f"{found} token ids for {len(hashes)} blocks of {block_size}")
+    salt = salt if isinstance(salt, str) and salt else None
+    lora_name = lora_name if isinstance(lora_name, str) and lora_name else None
+    left_out = 0
+    if extra_keys is not None or (lora_id is not None and lora_name is None):
+        known, told = told_apart(extra_keys, len(hashes), first=parent is None, lora_id=lora_id, lora_name=lora_name)
+        salt = told or salt
+        if known < len(hashes):
+            left_out = len(hashes) - known
+            hashes, tokens = hashes[:known], tokens[: known * block_size]
     return BlockStored(
         hashes,
         parent,
-        tokens,
+        _packed(tokens),
         block_size,
         _tier(medium),
         medium_given,
-        salt if isinstance(salt, str) and salt else None,
-        lora_name if isinstance(lora_name, str) and lora_name else None,
-        opaque,
+        salt,
+        lora_name,
+        left_out,
+        group if type(group) is int else None,
+        kind if isinstance(kind, str) else None,
     )
 
 
-def _removed(hashes: Any, medium: Any, medium_given: bool) -> BlockRemoved:
+def _packed(tokens: list[Any]) -> array[int]:
+    try:
+        return pack_units(tokens)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise WireError(DecodeFailure.TOKEN_IDS, str(error)) from error
+
+
+def _removed(hashes: Any, medium: Any, medium_given: bool, group: Any) -> BlockRemoved:
     _check_hashes(hashes, "BlockRemoved")
-    return BlockRemoved(hashes, _tier(medium) if medium_given else Tier.GPU)
-
-
-def _has_extra_keys(extra: Any) -> bool:
-    """vLLM lists one entry per block, null where the tokens alone identify it; any other shape is not trusted."""
-    return any(extra) if isinstance(extra, list) else extra is not None
+    return BlockRemoved(hashes, _tier(medium) if medium_given else Tier.GPU, group if type(group) is int else None)
 
 
 def _tier(medium: Any) -> Tier | None:

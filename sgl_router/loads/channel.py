@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sgl_router.kv_events.subscriber import Subscriber
@@ -71,7 +71,7 @@ class LoadChannel:
         if newest is not None:
             self._report(newest)
 
-    def _decoded(self, parts: list[bytes]) -> LoadReport | None:
+    def _decoded(self, parts: Sequence[bytes | memoryview]) -> LoadReport | None:
         try:
             report = decode_frame(parts)
         except LoadReportError:

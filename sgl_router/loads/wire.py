@@ -34,7 +34,7 @@ _POSITIONS = (
 )
 
 
-def decode_frame(parts: Sequence[bytes]) -> LoadReport | None:
+def decode_frame(parts: Sequence[bytes | memoryview]) -> LoadReport | None:
     """None for a record of another kind. Raises LoadReportError."""
     if len(parts) != 3 or len(parts[1]) != 8:
         raise LoadReportError("a load frame is a topic, a sequence number and a record")

@@ -30,6 +30,7 @@ class Dialect(str, Enum):
     MAP = "map"
     MAP_LORA = "map_lora"
     VLLM = "vllm"
+    VLLM_HYBRID = "vllm_hybrid"  # a model with full attention, a sliding window and a recurrent state: three groups
 
 
 class MockWorkerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

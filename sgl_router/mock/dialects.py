@@ -12,8 +12,12 @@ from sgl_router.mock.config import Dialect
 from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
 
 _PER_PAGE_STORES = frozenset({Dialect.LEGACY, Dialect.MEDIUM, Dialect.ARRAY17})
-_PER_PAGE_REMOVALS = frozenset({Dialect.LEGACY, Dialect.MEDIUM, Dialect.VLLM})
-_TAGGED_MAPS = frozenset({Dialect.MAP, Dialect.MAP_LORA, Dialect.VLLM})
+_VLLM = frozenset({Dialect.VLLM, Dialect.VLLM_HYBRID})
+_PER_PAGE_REMOVALS = frozenset({Dialect.LEGACY, Dialect.MEDIUM}) | _VLLM
+_TAGGED_MAPS = frozenset({Dialect.MAP, Dialect.MAP_LORA}) | _VLLM
+# A hybrid model's groups, in the order of its layers.
+_WINDOW_GROUP, _FULL_GROUP, _STATE_GROUP = range(3)
+_WINDOW_BLOCKS = 2
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -25,6 +29,8 @@ def encode_batch(events: list[Any], *, timestamp: float, rank: int) -> bytes:
 
 def encode_events(ops: Iterable[CacheOp], dialect: Dialect) -> list[Any]:
     """The events one flush of `ops` publishes in a dialect."""
+    if dialect is Dialect.VLLM_HYBRID:
+        return [event for op in _regroup(ops, dialect) for event in _as_hybrid(op)]
     encode = _as_map if dialect in _TAGGED_MAPS else _as_array
     return [encode(op, dialect) for op in _regroup(ops, dialect)]
 
@@ -140,25 +146,45 @@ def _as_map(op: CacheOp, dialect: Dialect) -> dict[str, Any]:
     return event
 
 
-def _as_vllm(op: CacheOp) -> dict[str, Any]:
+def _as_vllm(op: CacheOp, group: int = 0, kind: str = "full_attention") -> dict[str, Any]:
     if isinstance(op, CacheCleared):
         return {"type": "AllBlocksCleared"}
     medium = "GPU" if op.medium is Medium.GPU else "CPU"
     if isinstance(op, BlocksRemoved):
-        return {"type": "BlockRemoved", "block_hashes": op.hashes, "medium": medium, "group_idx": 0}
+        return {"type": "BlockRemoved", "block_hashes": op.hashes, "medium": medium, "group_idx": group}
     return {
         "type": "BlockStored",
         "block_hashes": op.hashes,
         "parent_block_hash": op.parent,
         "token_ids": op.units,
         "block_size": op.page_size,
-        "lora_id": None,
+        "lora_id": None if op.namespace.lora_name is None else 1,
         "medium": medium,
         "lora_name": op.namespace.lora_name,
         "extra_keys": _vllm_extra_keys(op),
-        "group_idx": 0,
-        "kv_cache_spec_kind": "full_attention",
+        "group_idx": group,
+        "kv_cache_spec_kind": kind,
     }
+
+
+def _as_hybrid(op: CacheOp) -> Iterator[dict[str, Any]]:
+    """What each group of a hybrid model publishes. All of them name a block by the same hash. A window gives up at once
+    what it has passed; a state is kept for pages of its own size."""
+    if isinstance(op, CacheCleared):
+        yield _as_vllm(op)
+        return
+    window = _as_vllm(op, _WINDOW_GROUP, "sliding_window")
+    full = _as_vllm(op, _FULL_GROUP)
+    if isinstance(op, BlocksRemoved):
+        yield from (full, window)
+        return
+    yield from (window, full)
+    passed = replace(op, hashes=op.hashes[:-_WINDOW_BLOCKS])
+    if passed.hashes:
+        yield _as_vllm(BlocksRemoved(passed.hashes, op.medium), _WINDOW_GROUP)
+    if len(op.hashes) > 1:
+        state = replace(op, hashes=op.hashes[1:2], units=op.units[: 2 * op.page_size], page_size=2 * op.page_size)
+        yield _as_vllm(state, _STATE_GROUP, "mamba")
 
 
 def _vllm_extra_keys(op: BlocksStored) -> list[list[str] | None]:

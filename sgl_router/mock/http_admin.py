@@ -18,7 +18,7 @@ from sgl_router.mock.refusal import Refusal, invalid
 if TYPE_CHECKING:
     from sgl_router.mock.worker import MockWorker
 
-_COUNTED_STREAM_FAULTS = ("drop", "duplicate", "corrupt", "reorder", "replay_drop", "replay_no_end")
+_COUNTED_STREAM_FAULTS = ("drop", "duplicate", "corrupt", "reorder", "replay_drop", "replay_corrupt", "replay_no_end")
 
 
 class AdminRoutes:

@@ -15,6 +15,7 @@ DEFAULT_VERSIONS = {
     Dialect.MAP: "0.5.21",
     Dialect.MAP_LORA: "0.5.23",
     Dialect.VLLM: "0.32.0",
+    Dialect.VLLM_HYBRID: "0.32.0",
 }
 
 
@@ -42,7 +43,7 @@ class EngineProfile:
 
     @property
     def is_vllm(self) -> bool:
-        return self.dialect is Dialect.VLLM
+        return self.dialect in (Dialect.VLLM, Dialect.VLLM_HYBRID)
 
     def _at_least(self, patch: int) -> bool:
         return self.is_vllm or version_number(self.version) >= (0, 5, patch)

@@ -36,7 +36,8 @@ class StreamFaults:
     replayed; batches wait and are sent in order afterwards. `reorder` swaps a batch with its successor.
     While `muted`, events are lost before they get a number, as with a publisher that died in a worker that serves.
     `medium`: what events say in place of their own medium.
-    `replay_drop` leaves replies out of replays, as a full pipe does. `replay_no_end` withholds END.
+    `replay_drop` leaves replies out of replays, as a full pipe does. `replay_no_end` withholds END. What is `corrupt`
+    is whole in a replay, unless `replay_corrupt` garbles it there too.
     """
 
     drop: int = 0
@@ -44,6 +45,7 @@ class StreamFaults:
     corrupt: int = 0
     reorder: int = 0
     replay_drop: int = 0
+    replay_corrupt: int = 0
     replay_no_end: int = 0
     paused: bool = False
     muted: bool = False
@@ -218,7 +220,8 @@ class EventPublisher:
         batches: Sequence[tuple[bytes, bytes]] = [batch for batch in self._buffer if batch[0] >= start]
         for index, (sequence, payload) in enumerate(batches):
             if not self.faults.take("replay_drop"):
-                await socket.send_multipart(self._reply(client, self._topic, sequence, payload))
+                sent = _CORRUPT_PAYLOAD if self.faults.take("replay_corrupt") else payload
+                await socket.send_multipart(self._reply(client, self._topic, sequence, sent))
             if index % _REPLAY_TURN == _REPLAY_TURN - 1:
                 await asyncio.sleep(0)
         if not self.faults.take("replay_no_end"):

@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FleetCollector"]
 
+# Fields of `StreamCounters`.
+_EVENT_KINDS = (
+    "stored",
+    "removed",
+    "cleared",
+    "orphans",
+    "unindexed",
+    "other_page",
+    "other_group",
+    "left_out",
+    "skipped",
+)
 _BREAKER = {BreakerState.CLOSED: 0, BreakerState.OPEN: 1, BreakerState.HALF_OPEN: 2}
 
 
@@ -90,7 +102,7 @@ class FleetCollector(Collector):
     def _events(self) -> Iterable[Metric]:
         events = CounterMetricFamily(
             "sgl_router_kv_events",
-            "Cache events applied, in blocks (cleared: times).",
+            "Cache events, in blocks (cleared: times), by what they were or why they were not indexed.",
             labels=("worker_url", "dp_rank", "kind"),
         )
         untrusted = GaugeMetricFamily(
@@ -139,7 +151,7 @@ class FleetCollector(Collector):
         for worker in self._workers.all():
             for rank in self._index.status(worker):
                 labels = (worker.url, str(rank.dp_rank))
-                for kind in ("stored", "removed", "cleared", "orphans", "unindexed", "skipped"):
+                for kind in _EVENT_KINDS:
                     events.add_metric((*labels, kind), getattr(rank.stream.counters, kind))
                 withheld = rank.state in (StreamState.UNTRUSTED, StreamState.SUSPENDED)
                 untrusted.add_metric(labels, withheld)

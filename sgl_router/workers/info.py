@@ -21,6 +21,7 @@ class WorkerInfo:
     mode: WorkerMode = WorkerMode.PLAIN
     dp_size: int = 1
     block_size: int = 1
+    block_size_reported: bool = True  # False: the server does not tell, `block_size` is a guess
     bigram: bool = False
     version: str | None = None
     started_at: float | str | None = None

@@ -97,6 +97,7 @@ def parse_server_info(body: bytes, url: str) -> WorkerInfo | None:
         mode=mode,
         dp_size=dp_size,
         block_size=_ranged("kv_events.block_size", block.get("block_size"), MAX_BLOCK_SIZE, page_size),
+        block_size_reported=block.get("block_size") is not None or raw.page_size is not None,
         bigram=_text(raw.speculative_algorithm).upper().startswith(_BIGRAM_ALGORITHMS),
         version=_text(raw.version)[:64] or None,
         started_at=_fingerprint(raw),

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.kv_events import Namespace
+from sgl_router.kv_events import DecodeFailure, Namespace
 from sgl_router.kv_events.replay import ReplayEnd
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
@@ -249,3 +249,111 @@ async def enumerate_async(items: Any) -> Any:
     async for item in items:
         yield number, item
         number += 1
+
+
+# --- frames that cannot be used -------------------------------------------------------------------------------------
+
+
+def count_replays(fleet: Any) -> list[int]:
+    """From which number on each replay was asked for, from now on."""
+    (rank,) = fleet.services.index._ranks[fleet.worker(0)]
+    fetch, asked = rank.repairer._fetch, []
+
+    async def counted(start: int) -> Any:
+        asked.append(start)
+        async with contextlib.aclosing(fetch(start)) as frames:
+            async for item in frames:
+                yield item
+
+    rank.repairer._fetch = counted
+    return asked
+
+
+async def test_a_frame_garbled_in_transit_is_asked_for_again_and_nothing_is_lost(rig) -> None:
+    fleet = await rig(kv_events={"quiet_check_secs": 0})
+    faults = fleet.workers[0].publishers[0].faults
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    asked = count_replays(fleet)
+    faults.corrupt = faults.duplicate = 1  # garbled, twice
+    await fleet.ask(PROMPT)
+    await equal(fleet)
+    assert stream(fleet).complete
+    faults.corrupt, faults.reorder = 1, 1  # garbled, and behind its successor
+    for number in range(4):
+        await fleet.ask(f"{number} {PROMPT}")
+        await fleet.workers[0].idle()
+    faults.reorder = 0
+    await fleet.ask("last " * 60)
+    await equal(fleet)
+    assert stream(fleet).complete
+    assert stream(fleet).counters.restarts == 0
+    assert len(asked) <= 4
+    assert fleet.services.index.totals.resyncs == 0
+    assert (await fleet.ask(PROMPT)).decision["reason"] == "cache_hit"
+
+
+async def test_a_frame_whose_original_is_garbled_makes_the_rank_cold_and_is_asked_for_once(rig) -> None:
+    fleet = await rig(kv_events={"quiet_check_secs": 0, "resync_secs": 0.5})
+    publisher = fleet.workers[0].publishers[0]
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    asked = count_replays(fleet)
+    publisher.publish_payload(b"\xc1no dialect of ours")
+    await fleet.until(lambda: stream(fleet).untrusted_for is not None, "the stream is untrusted")
+    assert held(fleet) == set()
+    for number in range(5):
+        publisher.publish_payload(b"\xc1%d" % number)
+    await fleet.until(lambda: stream(fleet).counters.failures.get(DecodeFailure.MSGPACK, 0) >= 7, "all were refused")
+    assert len(asked) == 1
+    await fleet.until(lambda: fleet.services.index.totals.resyncs >= 1, "it starts over")
+    await fleet.ask(PROMPT)
+    await fleet.workers[0].idle()
+    await fleet.until(lambda: bool(held(fleet)), "it learns anew")
+    assert len(asked) == 1, "what cannot be read is not replayed again"
+    text = (await fleet.get("/metrics")).body.decode()
+    assert 'sgl_router_kv_event_decode_failures_total{reason="msgpack"} 7.0' in text
+
+
+def oversized(size: int) -> bytes:
+    payload: bytes = msgspec.msgpack.encode([1.0, [["InventedLater", b"x" * size]], 0])
+    return payload
+
+
+@pytest.mark.parametrize("factor", [1.5, 3])
+async def test_a_message_too_large_is_counted_and_not_asked_for_for_ever(rig, factor: float) -> None:
+    """Somewhat larger than `max_message_bytes`, it arrives and is dropped. Much larger, and libzmq closes the
+    connection: the replay breaks off twice in the same place, and that place is given up."""
+    limit = 200_000
+    fleet = await rig(
+        kv_events={
+            "quiet_check_secs": 0,
+            "max_message_bytes": limit,
+            "resync_secs": 0.2,
+            "replay_idle_secs": 0.3,
+        }
+    )
+    publisher = fleet.workers[0].publishers[0]
+    await fleet.ask("first " * 60)
+    await equal(fleet)
+    asked = count_replays(fleet)
+    number = publisher.next_sequence
+    publisher.publish_payload(oversized(int(limit * factor)))
+    await fleet.until(lambda: stream(fleet).counters.failures == {DecodeFailure.TOO_LARGE: 1}, "it is counted")
+    await fleet.until(lambda: fleet.services.index.totals.resyncs >= 1, "the stream starts over")
+    await fleet.until(lambda: fleet.services.index.status(fleet.worker(0))[0].connected, "the connection is back")
+    await fleet.until(lambda: not running(fleet), "no repair is under way")
+    await fleet.ask(PROMPT)
+    await fleet.workers[0].idle()
+    await fleet.ask(f"more {PROMPT}")
+    await fleet.workers[0].idle()
+    await fleet.until(lambda: stream(fleet).state.value == "live" and bool(held(fleet)), "it learns anew")
+    assert held(fleet) <= truth(fleet)
+    assert sum(start <= number for start in asked) <= 2
+    text = (await fleet.get("/metrics")).body.decode()
+    assert 'sgl_router_kv_event_decode_failures_total{reason="too_large"} 1.0' in text
+
+
+def running(fleet: Any) -> bool:
+    (rank,) = fleet.services.index._ranks[fleet.worker(0)]
+    return bool(rank.repairer.running)

@@ -10,6 +10,7 @@ import pytest
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, FrameOutcome, Namespace, WireError, decode_batch
 from sgl_router.kv_events.prompt_keys import PromptKeys
+from sgl_router.kv_events.stream import Remark
 from sgl_router.kv_events.walk import depth_of
 from sgl_router.kv_events.wire import Frame
 from sgl_router.prompt import Prompt
@@ -18,11 +19,20 @@ from sgl_router.prompt import Prompt
 class Follower:
     """One stream over its own tree, driven the way the pump drives it."""
 
-    def __init__(self, page_size: int = 4, *, bigram: bool = False) -> None:
+    def __init__(self, page_size: int = 4, *, bigram: bool = False, announced: bool = True) -> None:
         self.tree = BlockTree()
         self.hashers: dict[tuple[int, bool], BlockHasher] = {}
         self.changes = 0
-        self.stream = EventStream(self.tree, self._hasher, page_size=page_size, bigram=bigram, changed=self._changed)
+        self.remarks: list[Remark] = []
+        self.stream = EventStream(
+            self.tree,
+            self._hasher,
+            page_size=page_size,
+            bigram=bigram,
+            announced=announced,
+            changed=self._changed,
+            remarks=lambda stream, remark, number: self.remarks.append(remark),
+        )
         self._seq = 0
 
     def _changed(self, stream: EventStream) -> None:

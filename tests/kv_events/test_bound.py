@@ -2,13 +2,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from sgl_router.kv_events import Namespace
 from sgl_router.kv_events.bound import MemoryBound
 from sgl_router.kv_events.prompt_keys import PromptKeys
+from sgl_router.kv_events.pump import EventPump, Feed
 from sgl_router.prompt import Prompt
+
+encode = msgspec.msgpack.encode
 
 
 def chain(start: int, count: int) -> dict[str, object]:
@@ -105,3 +109,71 @@ def test_the_largest_stream_pays(make_follower: Any) -> None:
         pass
     assert small.stream.blocks_held == 20
     assert large.stream.blocks_held == 80
+
+
+async def test_the_bound_holds_however_fast_events_come(make_follower: Any) -> None:
+    """Publishers that always have more: the index is over its bound by what one turn applies at most."""
+    follower = make_follower(1)
+    stream, tree = follower.stream, follower.tree
+    bound = MemoryBound(
+        2_000, lambda: [stream], retired=lambda: tree.retired_blocks, sweep=tree.sweep
+    )
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 0.25
+        return now
+
+    pump = EventPump(tree, turn_budget_secs=1.0, max_message_bytes=1 << 20, clock=clock)
+    pump.chore = bound.chore
+    left = iter(range(100))
+
+    class Endless:
+        def receive(self) -> list[bytes] | None:
+            number = next(left, None)
+            if number is None:
+                return None
+            return [b"kv", number.to_bytes(8, "big"), encode([1.0, [chain(number * 1_000, 1_000)], 0])]
+
+    pump.wake(Feed(Endless(), stream))
+    highest = 0
+    for _ in range(10_000):
+        more = pump.run_once()
+        highest = max(highest, stream.blocks_held + tree.retired_blocks)
+        if not more:
+            break
+    assert stream.counters.frames == 100, "every event was applied in the end"
+    assert stream.counters.stored == 100_000
+    assert highest <= 2_000 + 5 * 512
+    assert bound.blocks <= 2_000
+    assert len(follower.held) == bound.blocks
+
+
+async def test_blocks_given_up_count_until_they_are_swept(make_follower: Any) -> None:
+    follower = make_follower(1)
+    stream, tree = follower.stream, follower.tree
+    bound = MemoryBound(1_000, lambda: [stream], retired=lambda: tree.retired_blocks, sweep=tree.sweep)
+    for start in range(0, 6_000, 3_000):
+        follower.send(chain(start, 3_000), {"type": "AllBlocksCleared"})
+    follower.send(chain(9_000, 500))
+    assert tree.retired_blocks == 6_000
+    while bound.chore(True):
+        pass
+    assert stream.blocks_held + tree.retired_blocks <= 1_000
+    assert stream.blocks_held == 500, "what is claimed is not forgotten for what is not"
+
+
+def test_a_stream_that_is_looked_at_keeps_its_blocks(make_follower: Any) -> None:
+    small, large = make_follower(1), make_follower(1)
+    pinned = {large.stream}
+    bound = MemoryBound(100, lambda: [small.stream, large.stream], pinned=lambda stream: stream in pinned)
+    small.send(chain(0, 60))
+    large.send(chain(0, 120))
+    while bound.chore(True):
+        pass
+    assert (small.stream.blocks_held, large.stream.blocks_held) == (0, 120), "and events go on meanwhile"
+    pinned.clear()
+    while bound.chore(True):
+        pass
+    assert large.stream.blocks_held == 100

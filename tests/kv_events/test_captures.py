@@ -126,7 +126,9 @@ def test_vllm(make_follower: Any) -> None:
     assert follower.depth(prompt) == 4
     play(follower, steps["cache_salt"])
     assert follower.depth(prompt) == 4
-    assert follower.stream.counters.unindexed == 4  # a salted chain of vLLM's has keys no event tells
+    assert follower.depth(prompt, cache_salt="saltB") == 4
+    assert follower.depth(prompt, cache_salt="other") == 0
+    assert follower.stream.counters.left_out == 0
     play(follower, steps["fork"])
     fork = tokens_of(steps["fork"])
     assert follower.depth([*prompt[:96], *fork, 0]) == 4

@@ -7,8 +7,9 @@ import asyncio
 import msgspec
 import numpy as np
 import pytest
+import structlog
 
-from sgl_router.kv_events import BlockHasher, KvIndex, StreamState, Tier, Untrust
+from sgl_router.kv_events import BlockHasher, DecodeFailure, KvIndex, StreamState, Tier, Untrust
 from sgl_router.kv_events.wire import Frame, decode_batch
 from sgl_router.prompt import Prompt, SharedPrefix
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
@@ -241,3 +242,95 @@ async def test_what_a_conversation_leaves_behind_does_not_keep_the_whole_prompts
     rows = shared.keys[index.status(one)[0].stream.hasher.root()].seen.rows
     assert len(rows) == 100
     assert rows.base is None or rows.base.nbytes == rows.nbytes
+
+
+# --- what operators are told ----------------------------------------------------------------------------------------
+
+
+def said(logs: list[dict[str, object]], text: str) -> list[dict[str, object]]:
+    return [line for line in logs if text in str(line["event"])]
+
+
+async def test_refused_frames_are_logged_once_a_minute_for_each_stream(index, monkeypatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
+    first, second = worker(0), worker(1)
+    index.worker_added(first)
+    index.worker_added(second)
+    with structlog.testing.capture_logs() as logs:
+        for one in (first, second):
+            (rank,) = index._ranks[one]
+            rank.feed.paused = False
+            for number in range(20):
+                rank.feed.inbox.append(Frame(number, b"\xc1"))
+            index.pump.wake(rank.feed)
+            while index.pump.run_once():
+                pass
+        assert [line["worker"] for line in said(logs, "refused")] == [first.id, second.id]
+        assert index.totals.failures == {DecodeFailure.MSGPACK: 40}
+        now += 61.0
+        (rank,) = index._ranks[first]
+        rank.feed.inbox.append(Frame(20, b"\xc1"))
+        index.pump.wake(rank.feed)
+        while index.pump.run_once():
+            pass
+        assert said(logs, "refused")[-1]["unlogged"] == 19
+        assert len(said(logs, "refused")) == 3
+
+
+async def test_blocks_of_another_size_than_announced_are_told_once(index) -> None:
+    one = worker(0, page=16)
+    index.worker_added(one)
+    with structlog.testing.capture_logs() as logs:
+        for number in range(3):
+            feed(index, one.targets[0], 5, seq=number, page=4)
+        feed(index, one.targets[0], 5, seq=3, page=16)
+    (line,) = said(logs, "another size")
+    assert (line["announced"], line["found"], line["worker"]) == (16, 4, one.id)
+    match = await index.match("m", PROMPT[:100])
+    assert match.by_target[one.targets[0]].blocks == 5
+
+
+async def test_two_workers_that_name_one_endpoint_claim_nothing_until_one_goes(index) -> None:
+    first, second = worker(0, dp_size=2), worker(1)  # the first's ranks listen on ports 1 and 2, the second on 2
+    index.worker_added(first)
+    feed(index, first.targets[0], 3)
+    feed(index, first.targets[1], 3)
+    with structlog.testing.capture_logs() as logs:
+        index.worker_added(second)
+    (line,) = said(logs, "named by several workers")
+    assert set(line["workers"]) == {first.url, second.url}
+    assert line["endpoint"] == "tcp://127.0.0.1:2"
+    match = await index.match("m", PROMPT[:100])
+    assert list(match.by_target) == [first.targets[0]]
+    for target in (first.targets[1], second.targets[0]):
+        status = next(one for one in index.status(target.worker) if one.dp_rank == target.dp_rank)
+        assert (status.state, status.untrusted_for) == (StreamState.UNTRUSTED, Untrust.SHARED)
+        assert not status.connected
+        assert status.endpoint == "tcp://127.0.0.1:2"
+        assert index.expect(target, PROMPT[:100]) is None
+    index.confirm(first)
+    index.confirm(second)
+    assert [target for target, _ in index.followed()] == [first.targets[0]]
+
+    index.worker_removed(first)
+    (status,) = index.status(second)
+    assert status.state is StreamState.WAITING
+    assert [target for target, _ in index.followed()] == [second.targets[0]]
+    feed(index, second.targets[0], 2)
+    assert (await index.match("m", PROMPT[:100])).by_target[second.targets[0]].blocks == 2
+
+
+async def test_a_shared_endpoint_is_not_tried_again_and_again(index, monkeypatch) -> None:
+    index = KvIndex(resync_secs=0.0)
+    try:
+        first, second = worker(0), worker(0)
+        index.worker_added(first)
+        index._ranks[first][0].stream.distrust(Untrust.GAP)  # a resync is due
+        index.worker_added(second)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert [index.status(one)[0].untrusted_for for one in (first, second)] == [Untrust.SHARED] * 2
+        assert index.totals.resyncs == 0
+    finally:
+        index.close()

@@ -13,21 +13,34 @@ from sgl_router.mock import Dialect, MockWorkerConfig, RadixCache
 from sgl_router.mock import Namespace as CacheNamespace
 from sgl_router.mock.dialects import encode_batch, encode_events
 from sgl_router.mock.hashing import hasher_for
-from sgl_router.mock.ops import CacheOp
+from sgl_router.mock.ops import BlocksStored, CacheOp
 from sgl_router.mock.profile import EngineProfile
 
-SGLANG = [dialect for dialect in Dialect if dialect is not Dialect.VLLM]
-SALTED = {Dialect.SALT_ARRAY, Dialect.MAP, Dialect.MAP_LORA}
+SALTED = {Dialect.SALT_ARRAY, Dialect.MAP, Dialect.MAP_LORA, Dialect.VLLM, Dialect.VLLM_HYBRID}
+LORA = {Dialect.MAP_LORA, Dialect.VLLM, Dialect.VLLM_HYBRID}
+PICTURES = {Dialect.VLLM, Dialect.VLLM_HYBRID}
 
 _tokens = st.lists(st.integers(0, 2), min_size=1, max_size=24)  # few ids: prefixes are shared and nodes split
 _operation = st.one_of(
-    st.tuples(st.just("insert"), _tokens, st.sampled_from([None, "a", "b"])),
+    st.tuples(st.just("insert"), _tokens, st.sampled_from([None, "a", "b", "lora", "both"])),
+    st.tuples(st.sampled_from(["picture", "stray"]), _tokens, st.none()),
     st.tuples(st.just("match"), _tokens, st.none()),
     st.tuples(st.just("evict"), st.integers(1, 30), st.none()),
     st.tuples(st.just("clear"), st.none(), st.none()),
     st.tuples(st.just("flush"), st.none(), st.none()),
 )
 _history = st.lists(_operation, max_size=25)
+
+
+def namespace_of(name: str | None, dialect: Dialect) -> CacheNamespace:
+    """One of a few namespaces, as far as the dialect can tell it."""
+    salt = {None: None, "lora": None, "both": "a"}.get(name, name)
+    adapter = "adapter" if name in ("lora", "both") else None
+    return CacheNamespace(
+        cache_salt=salt if dialect in SALTED else None,
+        lora_name=adapter if dialect in LORA else None,
+        lora_id=adapter if dialect in LORA else None,
+    )
 
 
 class Engine:
@@ -38,6 +51,7 @@ class Engine:
         self.dialect = dialect
         self.follower = follower
         self.ops: list[CacheOp] = []
+        self.extra: list[Any] = []
         self.seq = 0
         self.cache = RadixCache(
             page_size=page,
@@ -52,8 +66,9 @@ class Engine:
     def run(self, history: list[tuple[str, Any, str | None]]) -> None:
         for name, argument, salt in history:
             if name == "insert":
-                namespace = CacheNamespace(cache_salt=salt) if salt and self.dialect in SALTED else CacheNamespace()
-                self.cache.insert(argument, namespace)
+                self.cache.insert(argument, namespace_of(salt, self.dialect))
+            elif name in ("picture", "stray"):
+                self.foreign(name, argument)
             elif name == "match":
                 self.cache.load_back(self.cache.match(argument))
             elif name == "evict":
@@ -64,13 +79,30 @@ class Engine:
                 self.flush()
         self.flush()
 
+    def foreign(self, name: str, tokens: list[int]) -> None:
+        """A store that claims nothing: blocks behind a picture, or of another size than was announced."""
+        page = self.cache.page_size
+        units = tuple(zip(tokens, tokens, strict=True)) if self.cache.bigram else tuple(tokens)
+        if name == "stray":
+            page *= 2
+        count = len(units) // page
+        if not count or (name == "picture" and self.dialect not in PICTURES):
+            return
+        hashes = tuple(range(10**6 * self.seq + 1, 10**6 * self.seq + 1 + count))
+        op = BlocksStored(hashes, None, units[: count * page], page)
+        for event in encode_events([op], self.dialect):
+            if name == "picture":
+                event["extra_keys"] = [[["picture", 0]], *[None] * (count - 1)]
+            self.extra.append(event)
+
     def payload(self) -> bytes:
-        events = encode_events(self.ops, self.dialect)
+        events = encode_events(self.ops, self.dialect) + self.extra
+        self.extra = []
         self.ops.clear()
         return encode_batch(events, timestamp=float(self.seq), rank=0)
 
     def flush(self) -> None:
-        if self.ops:
+        if self.ops or self.extra:
             self.follower.frame(self.seq, self.payload())
             self.seq += 1
 
@@ -80,16 +112,15 @@ class Engine:
         keys: dict[tuple[object, object], int] = {}
         found: set[tuple[int, str]] = set()
         for block in self.cache.blocks():
-            salt = block.namespace.cache_salt
-            root = hasher.root(Namespace(cache_salt=salt))
-            parent = root if block.parent is None else keys[salt, block.parent]
+            space = Namespace(block.namespace.cache_salt, block.namespace.lora_name)
+            parent = hasher.root(space) if block.parent is None else keys[space, block.parent]
             (key,) = hasher.extend(parent, [list(u) if isinstance(u, tuple) else u for u in block.units], 1)
-            keys[salt, block.hash] = key
+            keys[space, block.hash] = key
             found |= {(key, tier.value) for tier in block.tiers}
         return found
 
 
-@pytest.mark.parametrize("dialect", SGLANG)
+@pytest.mark.parametrize("dialect", list(Dialect))
 @pytest.mark.parametrize(("page", "bigram"), [(1, False), (3, False), (2, True)])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(history=_history, host=st.sampled_from([0, 12, 60]))

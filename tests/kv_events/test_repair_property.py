@@ -25,7 +25,7 @@ from sgl_router.mock.hashing import hasher_for
 from sgl_router.mock.ops import CacheOp
 from sgl_router.mock.profile import EngineProfile
 
-SALTED = {Dialect.SALT_ARRAY, Dialect.MAP, Dialect.MAP_LORA}
+SALTED = {Dialect.SALT_ARRAY, Dialect.MAP, Dialect.MAP_LORA, Dialect.VLLM, Dialect.VLLM_HYBRID}
 
 _tokens = st.lists(st.integers(0, 2), min_size=1, max_size=20)
 _step = st.one_of(
@@ -181,7 +181,7 @@ async def play(channel: Channel, history: list[Any]) -> None:
     await channel.settle()
 
 
-@pytest.mark.parametrize("dialect", [dialect for dialect in Dialect if dialect is not Dialect.VLLM])
+@pytest.mark.parametrize("dialect", list(Dialect))
 @pytest.mark.parametrize("page", [1, 3])
 @settings(max_examples=150, suppress_health_check=list(HealthCheck), deadline=None)
 @given(

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Tier, Untrust
+from sgl_router.kv_events.stream import Remark
 
 
 def stored(
@@ -98,12 +99,36 @@ def test_salts_and_adapters_are_namespaces(follower) -> None:
     assert follower.depth(PROMPT, lora_name="a") == 1
 
 
-def test_the_page_size_and_key_kind_are_learned_from_the_first_store(follower) -> None:
+def test_where_nothing_was_announced_the_first_store_tells_page_size_and_key_kind(make_follower) -> None:
+    follower = make_follower(4, announced=False)
     follower.send(CLEARED)
     follower.send(stored([11], None, [[0, 1], [1, 2]], size=2))
     assert (follower.stream.hasher.page_size, follower.stream.hasher.bigram) == (2, True)
     assert follower.depth([0, 1, 2, 3]) == 1
     follower.send(stored([12], None, [0, 1, 2, 3], size=4))
+    assert follower.stream.counters.other_page == 1
+
+
+def test_the_announced_page_size_is_believed(follower) -> None:
+    follower.send(CLEARED)
+    follower.send(stored([91, 92], None, [0, 1, 2, 3], size=2))
+    follower.send(stored([93], None, [0, 1, 2, 3, 4, 5, 6, 7], size=8))
+    follower.send(stored([11, 12], None, PROMPT[:8]))
+    assert follower.depth(PROMPT) == 2
+    assert follower.stream.counters.other_page == 3
+    assert follower.remarks == [Remark.OTHER_PAGE], "said once"
+    follower.stream.restarted()
+    follower.send(stored([91, 92], None, [0, 1, 2, 3], size=2))
+    assert follower.remarks == [Remark.OTHER_PAGE] * 2, "and once of the next process"
+
+
+def test_the_key_kind_is_told_by_the_first_store(follower) -> None:
+    """What /server_info says of speculative decoding is a hint at most."""
+    follower.send(CLEARED)
+    follower.send(stored([11], None, [[0, 1], [1, 2], [2, 3], [3, 4]]))
+    assert follower.stream.hasher.bigram
+    assert follower.depth([0, 1, 2, 3, 4, 5]) == 1
+    follower.send(stored([12], None, [0, 1, 2, 3]))
     assert follower.stream.counters.unindexed == 1
 
 
@@ -177,11 +202,8 @@ def test_a_bad_frame_costs_the_frame_and_the_trust(follower) -> None:
 def test_tokens_that_are_none_cost_the_frame(follower, tokens: list[object]) -> None:
     warm(follower)
     follower.send(stored([14], 13, tokens))  # type: ignore[arg-type]
-    if isinstance(tokens[0], list):  # another key kind than the stream's: not this cache's prefix blocks
-        assert follower.stream.counters.unindexed == 1
-    else:
-        assert follower.stream.counters.failures == {DecodeFailure.TOKEN_IDS: 1}
-        assert follower.held == set()
+    assert follower.stream.counters.failures == {DecodeFailure.TOKEN_IDS: 1}
+    assert follower.held == set()
 
 
 # --- connection -----------------------------------------------------------------------------------------------------
@@ -352,7 +374,7 @@ def test_pages_in_one_batch_do_what_they_do_one_by_one(make_follower, pages) -> 
     for event in events:
         apart.send(event)
     assert together.held == apart.held
-    assert together.stream._blocks == apart.stream._blocks
+    assert dict(together.stream._blocks.items()) == dict(apart.stream._blocks.items())
     assert together.stream.held == apart.stream.held
     for name in ("stored", "orphans"):
         assert getattr(together.stream.counters, name) == getattr(apart.stream.counters, name)

@@ -33,9 +33,22 @@ def apart(event: object) -> list[tuple[object, ...]]:
     parents = [event.parent_hash, *event.block_hashes]
     size = event.block_size
     return [
-        (one, parents[i], list(event.token_ids[i * size : (i + 1) * size]), size, event.medium_given)
+        (one, parents[i], units_of(event)[i * size : (i + 1) * size], size, event.medium_given)
         for i, one in enumerate(event.block_hashes)
     ]
+
+
+def units_of(event: BlockStored) -> list[object]:
+    """Token ids as an engine sends them, pairs as pairs."""
+    ids = list(event.token_ids)
+    if not event.bigram or isinstance(ids[0], list):
+        return ids
+    return [list(pair) for pair in zip(ids[0::2], ids[1::2], strict=True)]
+
+
+def plain(event: object) -> object:
+    """The event with its token ids as a list."""
+    return event._replace(token_ids=list(event.token_ids)) if isinstance(event, BlockStored) else event
 
 
 def raw_event(raw: dict[object, object]) -> object:
@@ -69,13 +82,13 @@ def test_captured_frames_of_every_engine_decode_to_what_was_captured(path: pathl
 
 def test_arrays_of_every_length_decode() -> None:
     short = one(["BlockStored", [1], None, [5, 6], 2])
-    assert short == BlockStored([1], None, [5, 6], 2, Tier.GPU, False, None, None)
+    assert plain(short) == BlockStored([1], None, [5, 6], 2, Tier.GPU, False, None, None)
     with_lora = one(["BlockStored", [1], 9, [5, 6], 2, None])
-    assert with_lora == BlockStored([1], 9, [5, 6], 2, Tier.GPU, False, None, None)
+    assert plain(with_lora) == BlockStored([1], 9, [5, 6], 2, Tier.GPU, False, None, None)
     with_medium = one(["BlockStored", [1], None, [5, 6], 2, None, "CPU_PINNED"])
-    assert with_medium == BlockStored([1], None, [5, 6], 2, Tier.CPU_PINNED, True, None, None)
+    assert plain(with_medium) == BlockStored([1], None, [5, 6], 2, Tier.CPU_PINNED, True, None, None)
     salted = one(["BlockStored", [1], None, [5, 6], 2, None, "GPU", {"cache_salt": "s"}, "later", "versions"])
-    assert salted == BlockStored([1], None, [5, 6], 2, Tier.GPU, True, "s", None)
+    assert plain(salted) == BlockStored([1], None, [5, 6], 2, Tier.GPU, True, "s", None)
     assert one(["BlockRemoved", [1, 2]]) == BlockRemoved([1, 2], Tier.GPU)
     assert one(["BlockRemoved", [1], "CPU_PINNED", "later"]) == BlockRemoved([1], Tier.CPU_PINNED)
     assert one(["AllBlocksCleared"]) == BlocksCleared()
@@ -96,7 +109,7 @@ def test_maps_decode_with_unknown_keys_ignored() -> None:
         "invented_later": {"a": 1},
     }
     stored = one(event)
-    assert stored == BlockStored(
+    assert plain(stored) == BlockStored(
         [-3, 2**64 - 1, b"\x01" * 32], b"\x02", [1, 2, 3], 1, Tier.DISK, True, "salt", "adapter"
     )
 
@@ -117,11 +130,64 @@ def test_media_have_tiers_and_unknown_ones_none(medium: object, tier: Tier | Non
     assert one(base) == BlockRemoved([1], tier)
 
 
-def test_vllm_extra_keys_make_blocks_opaque() -> None:
-    base = {"type": "BlockStored", "block_hashes": [1], "token_ids": [1], "block_size": 1}
-    assert one(base | {"extra_keys": [None]}).opaque is False  # type: ignore[attr-defined]
-    assert one(base | {"extra_keys": [["salt"]]}).opaque is True  # type: ignore[attr-defined]
-    assert one(base | {"extra_keys": "odd"}).opaque is True  # type: ignore[attr-defined]
+def vllm(blocks: int = 1, **fields: object) -> BlockStored:
+    base = {"type": "BlockStored", "block_hashes": list(range(blocks)), "token_ids": [1] * blocks, "block_size": 1}
+    event = one(base | {"lora_id": None, "lora_name": None} | fields)
+    assert isinstance(event, BlockStored)
+    return event
+
+
+@pytest.mark.parametrize("keys", [None, [], [None, None, None], [[], None, []]])
+def test_blocks_without_extra_keys_are_everybodys(keys: object) -> None:
+    stored = vllm(3, extra_keys=keys)
+    assert (len(stored.block_hashes), stored.left_out, stored.cache_salt, stored.lora_name) == (3, 0, None, None)
+
+
+def test_extra_keys_tell_salt_and_adapter() -> None:
+    salted = vllm(3, extra_keys=[["salt"], None, None])
+    assert (len(salted.block_hashes), salted.left_out, salted.cache_salt) == (3, 0, "salt")
+    adapted = vllm(2, extra_keys=[["a"], ["a"]], lora_name="a", lora_id=1)
+    assert (len(adapted.block_hashes), adapted.cache_salt, adapted.lora_name) == (2, None, "a")
+    both = vllm(2, extra_keys=[["a", "salt"], ["a"]], lora_name="a", lora_id=1)
+    assert (len(both.block_hashes), both.cache_salt, both.lora_name) == (2, "salt", "a")
+
+
+@pytest.mark.parametrize(
+    ("fields", "known"),
+    [
+        ({"extra_keys": [None, [["hash", 0]], None]}, 1),  # a picture in the second block
+        ({"extra_keys": [[["hash", 0]], None, None]}, 0),
+        ({"extra_keys": [["hash"], ["hash"], None]}, 1),  # versions that name the picture alone: a salt nobody sends
+        ({"extra_keys": [None, ["hash"], None]}, 1),
+        ({"extra_keys": [["hash"], None, None], "parent_block_hash": 9}, 0),  # a salt stands on a prompt's first block
+        ({"extra_keys": [["salt", ["hash", 0]], None, None]}, 0),
+        ({"extra_keys": [["salt", "hash"], None, None]}, 0),
+        ({"extra_keys": [[b"embeds"], None, None]}, 0),
+        ({"extra_keys": [[7], None, None], "lora_id": 7}, 0),  # an adapter by number
+        ({"lora_id": 7}, 0),
+        ({"extra_keys": [["a"], None]}, 0),
+        ({"extra_keys": "odd"}, 0),
+        ({"extra_keys": ["odd", None, None]}, 0),
+    ],
+)
+def test_blocks_whose_namespace_cannot_be_told_are_left_out(fields: dict[str, object], known: int) -> None:
+    stored = vllm(3, **fields)
+    assert (len(stored.block_hashes), stored.left_out) == (known, 3 - known)
+    assert len(stored.token_ids) == known
+
+
+def test_arrays_of_vllm_decode() -> None:
+    salted = one(["BlockStored", [1, 2], None, [5, 6], 1, None, "GPU", None, [["s"], None], 2, "full_attention"])
+    assert plain(salted) == BlockStored([1, 2], None, [5, 6], 1, Tier.GPU, True, "s", None, 0, 2, "full_attention")
+    adapted = one(["BlockStored", [1], None, [5], 1, 3, "GPU", "adapter", [["adapter"]], 0, "mamba"])
+    assert plain(adapted) == BlockStored([1], None, [5], 1, Tier.GPU, True, None, "adapter", 0, 0, "mamba")
+    assert one(["BlockRemoved", [1], "GPU", 2]) == BlockRemoved([1], Tier.GPU, 2)
+    # Pages with keys of their own are not joined: a key in the first place is a salt, elsewhere it is not.
+    pages = [["BlockStored", [n], n - 1 or None, [5], 1, None, "GPU", None, [["x"]], 0] for n in (1, 2)]
+    assert [(len(event.block_hashes), event.left_out) for event in decode_batch(encode(*pages)).events] == [
+        (1, 0),
+        (0, 1),
+    ]
 
 
 def test_unknown_events_are_skipped() -> None:
@@ -132,7 +198,8 @@ def test_unknown_events_are_skipped() -> None:
 def test_bigram_tokens_are_pairs() -> None:
     stored = one(["BlockStored", [1], None, [[5, 6], [6, 7]], 2, None, "GPU"])
     assert isinstance(stored, BlockStored)
-    assert list(stored.token_ids) == [[5, 6], [6, 7]]
+    assert stored.bigram
+    assert units_of(stored) == [[5, 6], [6, 7]]
 
 
 @pytest.mark.parametrize(
@@ -157,6 +224,10 @@ def test_bigram_tokens_are_pairs() -> None:
         (encode(["BlockStored", [1], None, [1], 1 << 20]), DecodeFailure.EVENT_SHAPE),
         (encode(["BlockStored", [1], None, [1, 2, 3], 2]), DecodeFailure.TOKEN_IDS),
         (encode(["BlockStored", [1], None, "ab", 2]), DecodeFailure.TOKEN_IDS),
+        (encode(["BlockStored", [1], None, [1, -2], 2]), DecodeFailure.TOKEN_IDS),
+        (encode(["BlockStored", [1], None, [1, 2.0], 2]), DecodeFailure.TOKEN_IDS),
+        (encode(["BlockStored", [1], None, [[1, 2], 3], 2]), DecodeFailure.TOKEN_IDS),
+        (encode(["BlockStored", [1], None, [[1, 2, 3]], 1]), DecodeFailure.TOKEN_IDS),
         (encode(["BlockRemoved"]), DecodeFailure.EVENT_SHAPE),
         (encode(["BlockRemoved", None]), DecodeFailure.EVENT_SHAPE),
     ],
@@ -212,7 +283,7 @@ def page(block: int, parent: object, *, tokens: object = None, medium: object = 
 
 def test_pages_that_continue_one_another_are_one_event() -> None:
     (event,) = decode_batch(encode(page(1, None), page(2, 1), page(3, 2))).events
-    assert event == BlockStored([1, 2, 3], None, [1, 1, 2, 2, 3, 3], 2, Tier.GPU, True, None, None, merged=True)
+    assert plain(event) == BlockStored([1, 2, 3], None, [1, 1, 2, 2, 3, 3], 2, Tier.GPU, True, None, None, merged=True)
     (gone,) = decode_batch(encode(["BlockRemoved", [3], "GPU"], ["BlockRemoved", [2], "GPU"])).events
     assert gone == BlockRemoved([3, 2], Tier.GPU)
 
@@ -235,7 +306,7 @@ def test_pages_that_continue_one_another_are_one_event() -> None:
 )
 def test_pages_that_differ_are_not_joined(second: list[object]) -> None:
     events = list(decode_batch(encode(page(1, None), second, page(3, 2))).events)
-    assert events[0] == BlockStored([1], None, [1, 1], 2, Tier.GPU, True, None, None)
+    assert plain(events[0]) == BlockStored([1], None, [1, 1], 2, Tier.GPU, True, None, None)
     assert [block for event in events for block in apart(event)][-1][0] == 3
 
 
@@ -247,7 +318,13 @@ def test_what_is_joined_has_a_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [page(2, 1, tokens=[1]), ["BlockStored", ["x"], 1, [5, 6], 2, None, "GPU"], page(2, True)]
+    "bad",
+    [
+        page(2, 1, tokens=[1]),
+        page(2, 1, tokens=[1, -1]),
+        ["BlockStored", ["x"], 1, [5, 6], 2, None, "GPU"],
+        page(2, True),
+    ],
 )
 def test_joining_does_not_let_a_bad_page_pass(bad: list[object]) -> None:
     with pytest.raises(WireError):
