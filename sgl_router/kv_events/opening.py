@@ -11,11 +11,13 @@ from collections.abc import Iterable, Iterator
 from .large import LargeBatch
 from .wire import BlockRemoved, BlocksCleared, BlockStored, Event, Frame, decode_batch
 
-__all__ = ["PIECE_BLOCKS", "PIECE_TOKENS", "Opening", "pieces"]
+__all__ = ["PIECE_BLOCKS", "PIECE_TOKENS", "SMALL_BYTES", "Opening", "pieces"]
 
 # The largest step when events are applied: this many tokens of a stored chain, this many blocks of a removal.
 PIECE_TOKENS = 4_096
 PIECE_BLOCKS = 512
+# Up to here a payload needs no opening: what can be in it is checked in one step.
+SMALL_BYTES = 8 << 10
 # Up to here a payload is decoded in one call of msgspec's: a few milliseconds at most.
 _WHOLE_BYTES = 96 << 10
 # What is checked in one step.

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import structlog
 
-from .opening import Opening
+from .opening import PIECE_BLOCKS, SMALL_BYTES, Opening, pieces
 from .stream import EventStream, FrameOutcome, StreamState
 from .tree import BlockTree
-from .wire import END_SEQ, DecodeFailure, Event, Frame, WireError, decode_frame
+from .wire import END_SEQ, DecodeFailure, Event, Frame, WireError, decode_batch, decode_frame
 
 __all__ = ["EventPump", "Feed", "FeedJob", "FrameSource"]
 
@@ -275,13 +275,22 @@ class EventPump:
             self._observe(feed, frame, repairable=repairable, counted=counted)
             return
         try:
-            if len(frame.payload) > self._max_bytes:
-                raise WireError(DecodeFailure.TOO_LARGE, f"payload of {len(frame.payload)} bytes")
-            opening = Opening(frame, repairable=repairable, counted=counted)
+            size = len(frame.payload)
+            if size <= SMALL_BYTES:  # most frames: checked at once
+                batch = decode_batch(frame.payload)
+                events = list(batch.events)
+            elif size > self._max_bytes:
+                raise WireError(DecodeFailure.TOO_LARGE, f"payload of {size} bytes")
+            else:
+                self._open(feed, Opening(frame, repairable=repairable, counted=counted))
+                return
         except WireError as error:
             self._refuse(feed, frame, error, repairable=repairable)
             return
-        self._open(feed, opening)
+        if self._observe(feed, frame, repairable=repairable, counted=counted):
+            stream.last_ts = batch.ts
+            self._on_batch(stream, batch.ts)
+            feed.pending = iter(events) if size <= PIECE_BLOCKS else pieces(events)  # a block takes a byte and more
 
     def _open(self, feed: Feed, opening: Opening) -> None:
         """Check a piece of a frame; account for it once it is all there."""
