@@ -91,7 +91,7 @@ class ChatPrompts:
         if type(messages) is not list or not 0 < len(messages) <= _MAX_MESSAGES:
             return None
         plain = plain_messages(messages)
-        if plain is None or sum(map(len, plain[1])) > _MAX_CHARS:
+        if plain is None or sum(map(len, plain[1])) > min(_MAX_CHARS, self._tokenizer.most_chars):
             return None
         roles = plain[0]
         if roles[-1] == "assistant":

@@ -95,9 +95,10 @@ class ModelTokenizer:
         # even a text-only chat is decoded and encoded again, and gains a second BOS.
         self._encodes_twice = facts.multimodal and self._adds_specials
         length = self.max_model_len
-        self._most_chars = encoder.most_chars
+        self.most_chars = encoder.most_chars
+        """Of a chat's contents: what has more is not rendered."""
         if length is not None:
-            self._most_chars = min(self._most_chars, max(_LEAST_CHARS, _CHARS_PER_TOKEN * length))
+            self.most_chars = min(self.most_chars, max(_LEAST_CHARS, _CHARS_PER_TOKEN * length))
         self._decodes_in_batches: bool | None = None
         self._bos_token_id: int | None = getattr(tokenizer, "bos_token_id", None)
         self._vocab_size: int | None = None
@@ -386,7 +387,7 @@ class ModelTokenizer:
 
     def _render_large(self, body: Mapping[str, Any], endpoint: Endpoint) -> RenderedPrompt:
         call = self._parse(body, endpoint)
-        most = self._most_chars if endpoint is Endpoint.CHAT else self._encoder.most_chars
+        most = self.most_chars if endpoint is Endpoint.CHAT else self._encoder.most_chars
         if call is not None and exceeds(call.messages, nodes=_ANY_NUMBER, chars=most):
             raise _too_long(most)
         return self._render(body, endpoint, call)

@@ -399,3 +399,39 @@ async def test_a_second_signal_leaves_at_once_and_nothing_behind(start: Start) -
     assert await asyncio.wait_for(router.process.wait(), 10) == 128 + signal.SIGTERM
     await settles(lambda: none_alive(pids), True)
     assert not folder.exists()
+
+
+async def test_each_process_has_its_share_of_bodies_and_routes_one_spelling(start: Start) -> None:
+    router = await start(max_body_bytes=1 << 20, max_buffered_bytes=4 << 20)
+    await router.listening()
+    await settles(lambda: ready(router), 200)
+    host, _, port = router.url.removeprefix("http://").partition(":")
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def begun(head: str) -> bytes:
+            """The status line; nothing where the body is waited for."""
+            reader, writer = await asyncio.open_connection(host, int(port))
+            stack.callback(writer.close)
+            writer.write(head.encode())
+            return (await reader.readline()).rstrip()
+
+        upload = f"POST {CHAT} HTTP/1.1\r\nHost: a\r\nContent-Length: {1 << 20}\r\n\r\nx"
+        uploads = [asyncio.ensure_future(begun(upload)) for _ in range(12)]
+        refused = b"HTTP/1.1 503 Service Unavailable"
+        # Which process a connection comes to is the system's to say: no more than one body in each of them.
+        await router.until(lambda: sum(one.done() for one in uploads) >= 10, "ten are refused")
+        assert {one.result() for one in uploads if one.done()} == {refused}
+        assert (await router.chat())[0] == 200
+        for path in ("/%69nternal/kv_snapshot", "//internal/kv_snapshot", "http://a/internal/kv_snapshot"):
+            assert await begun(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n") == b"HTTP/1.1 404 Not Found"
+        two = "GET /workers HTTP/1.1\r\nHost: a\r\nAuthorization: a\r\nAuthorization: b\r\n\r\n"
+        assert await begun(two) == b"HTTP/1.1 400 Bad Request"
+        for one in uploads:
+            one.cancel()
+    await settles(lambda: refusals(router), 10)
+
+
+async def refusals(router: Router) -> int:
+    text = (await router.get("/metrics"))[1].decode()
+    found = re.search(r'^sgl_router_errors_total\{code="overloaded"\} (\d+)', text, re.MULTILINE)
+    return 0 if found is None else int(found[1])

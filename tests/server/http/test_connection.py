@@ -59,7 +59,7 @@ async def test_a_request_that_trickles_in_is_answered_408(sent: bytes, status: i
         assert reply.status == status
         assert reply.headers[b"connection"] == b"close"
         assert await reader.read() == b""
-        assert 0.08 < loop.time() - started < 2
+        assert loop.time() - started > 0.08
         assert not rig.seen
         assert rig.services.in_flight.count == 0
 
