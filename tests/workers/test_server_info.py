@@ -267,7 +267,8 @@ def test_types_that_differ_but_mean_the_same() -> None:
 
 def test_nulls_mean_defaults() -> None:
     info = parse_server_info(b'{"model_path": "/m", "dp_size": null, "page_size": null}', URL)
-    assert info == WorkerInfo(served_model_name="", block_size_reported=False) and info is not None and info.model_path == "/m"
+    assert info == WorkerInfo(served_model_name="", block_size_reported=False)
+    assert info is not None and info.model_path == "/m"
 
 
 @pytest.mark.parametrize(
