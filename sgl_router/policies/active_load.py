@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ActiveLoad", "LoadGuard"]
 
+# Requests by which one target's turn at ties may lag behind that of its peers.
+_FARTHEST_BEHIND = 16
+
 
 class LoadGuard:
     """One request's share of its target's load. A context manager: leaving it releases. Releasing twice is harmless."""
@@ -111,6 +114,9 @@ class ActiveLoad:
         self._guards: dict[LoadGuard, None] = {}
         self._selections = itertools.count(1)
         self._workers: set[Worker] = set()
+        # By model, while it has workers: when the first request was sent, and the most processed by one target.
+        self._at_work_since: dict[str, float] = {}
+        self._most: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Requests in flight."""
@@ -158,7 +164,7 @@ class ActiveLoad:
     def worker_added(self, worker: Worker) -> None:
         """A newcomer starts level with the least used of its peers: "fewest processed" would otherwise send it every
         tie until it had caught up with their whole history. It is thought to be as fast as they are, and is new only
-        where some of them have been at work."""
+        by as much as they have been at work before it."""
         peers = [target for peer in self._workers if peer.model_id == worker.model_id for target in peer.targets]
         floor = min((peer.processed for peer in peers), default=0)
         initial = self._forecasts.get(worker.model_id)
@@ -166,21 +172,36 @@ class ActiveLoad:
             speeds = [peer.forecast.prompts.speed for peer in peers if peer.forecast is not None]
             shown = sorted(speed.tokens_per_sec for speed in speeds if speed.observations)
             initial = shown[len(shown) // 2] if shown else initial
-        born = self.clock() if any(peer.processed for peer in peers) else float("-inf")
+        born = self.clock()
+        behind = born - self._at_work_since.get(worker.model_id, born)
         for target in worker.targets:
             target.processed = floor
             if initial is not None:
-                target.forecast = Forecast(initial, born, stale_secs=self._stale_secs)
+                target.forecast = Forecast(initial, born, behind_secs=behind, stale_secs=self._stale_secs)
         self._workers.add(worker)
 
     def worker_removed(self, worker: Worker) -> None:
         """Requests it still serves keep their guards and release them on the removed incarnation."""
         self._workers.discard(worker)
+        if all(peer.model_id != worker.model_id for peer in self._workers):
+            self._at_work_since.pop(worker.model_id, None)
+            self._most.pop(worker.model_id, None)
 
     def _charge(self, target: Target, prefill_tokens: int, decode_blocks: int, now: float) -> LoadGuard:
         guard = LoadGuard(self, target, prefill_tokens, decode_blocks, now)
+        model_id = target.worker.model_id
+        most = self._most.get(model_id)
+        if most is None:
+            self._at_work_since[model_id] = now
+            most = 0
+        # Who could not be chosen for a while is ahead at ties now, but not until it has caught up with all it missed:
+        # that would send everything to it for as long.
+        processed = max(target.processed, most - _FARTHEST_BEHIND) + 1
+        if processed > most:
+            self._most[model_id] = processed
+        target.processed = processed
+        target.dispatched += 1
         target.inflight += 1
-        target.processed += 1
         target.last_selected = next(self._selections)
         target.prefill_tokens += prefill_tokens
         target.decode_blocks += decode_blocks

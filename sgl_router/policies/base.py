@@ -117,7 +117,7 @@ class Policy(Protocol):
 
 
 def least_loaded(candidates: Sequence[Target], rng: random.Random) -> Target:
-    """Fewest requests in flight; then fewest ever processed; then longest not chosen; then by lot.
+    """Fewest requests in flight; then fewest processed; then longest not chosen; then by lot.
 
     Never the first of the list: with equal counts that rule would send every first burst to one worker.
     """

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sgl_router.workers.speed_comparison import compare
+
 if TYPE_CHECKING:
     from sgl_router.config import KvCostConfig
     from sgl_router.workers import Target
-    from sgl_router.workers.prefill_speed import PrefillSpeed
 
 __all__ = ["Standing"]
 
 _MIN_RAMP = 0.1
-_FRESH_SECS = 5.0
+# How long a comparison of the candidates' speeds holds.
+_COMPARED_SECS = 0.5
 
 
 class Standing:
@@ -49,42 +51,31 @@ class Standing:
         """What every request pays: prompts ahead, answers under way."""
         self.lengths: list[float] = []
         """Prompts ahead, of those candidates of which that is known."""
-        shown: list[float] = []
-        faded: list[tuple[int, float, PrefillSpeed]] = []  # position, ramp
-        for position, target in enumerate(candidates):
+        oldest = now
+        for target in candidates:
+            forecast = target.forecast
+            if forecast is not None and forecast.prompts.speed.compared_at < oldest:
+                oldest = forecast.prompts.speed.compared_at
+        if now - oldest > _COMPARED_SECS:
+            compare([target.forecast.prompts.speed for target in candidates if target.forecast is not None], now)
+        for target in candidates:
             forecast = target.forecast
             if forecast is None:
-                ms_per_token, queued, resident = unknown, 0.0, 0.0
+                ms_per_token, queued, resident = unknown, 0.0, target.own_tokens(now)
             else:
                 prompts = forecast.prompts
-                queued, resident = prompts.tokens(now), forecast.answers.tokens(now)
+                queued, resident = prompts.tokens(now), target.own_tokens(now) + forecast.others_tokens(now)
                 self.lengths.append(prompts.length(now))
-                speed, age, ramp = prompts.speed, now - forecast.born, 1.0
-                ms_per_token = 1000 / speed.tokens_per_sec
-                if age < ramp_secs:
-                    ramp = max(age / ramp_secs, _MIN_RAMP)
-                if speed.shown:
-                    shown.append(speed.tokens_per_sec)
-                if now - speed.heard_at > _FRESH_SECS or not speed.shown:
-                    faded.append((position, ramp, speed))
-                ms_per_token /= ramp
-            resident += target.decode_blocks * target.worker.info.block_size
-            if forecast is not None and forecast.report is not None:
-                resident = max(resident, forecast.used_tokens(now))  # others' requests, too
+                ms_per_token = 1000 / prompts.speed.believed
+                age, ramp = now - forecast.born, min(ramp_secs, forecast.behind_secs)
+                if age < ramp:
+                    ms_per_token /= max(age / ramp, _MIN_RAMP)
             decode = resident * decode_price
             self.ms_per_token.append(ms_per_token)
             self.queued.append(queued)
             self.resident.append(resident)
             self.decode_ms.append(decode)
             self.fixed_ms.append(queued * ms_per_token + decode)
-        if faded and shown:
-            # Whoever has not shown its speed lately is taken to be like the others: it would look slow beside them, if
-            # they were faster than had been thought, and never get to show its own.
-            usual = sorted(shown)[(len(shown) - 1) // 2]
-            for position, ramp, speed in faded:
-                ms_per_token = 1000 / (speed.believed(usual, now) * ramp)
-                self.ms_per_token[position] = ms_per_token
-                self.fixed_ms[position] = self.queued[position] * ms_per_token + self.decode_ms[position]
 
     @property
     def positions(self) -> dict[Target, int]:

@@ -149,7 +149,7 @@ def _has_room(target: Target, bound_secs: float, now: float) -> bool:
         return True
     prompts = target.forecast.prompts
     ahead = prompts.tokens(now)  # first: it is this look that takes those to be computed that do not tell
-    return not len(prompts) or (bound_secs > 0 and ahead <= bound_secs * prompts.speed.tokens_per_sec)
+    return not len(prompts) or (bound_secs > 0 and ahead <= bound_secs * prompts.speed.believed)
 
 
 def _rank(item: Waiting) -> tuple[float, float]:

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -178,7 +179,7 @@ class Daemon:
 
     def _reported(self, target: Target, report: LoadReport, at: float) -> None:
         if target.forecast is not None:
-            target.forecast.reported(report, at)
+            target.forecast.reported(report, at, target.own_tokens(time.monotonic()))
             self.routing.changed(target.worker.model_id)
 
     async def run(self) -> int:

@@ -105,7 +105,7 @@ def _worker(services: Services, worker: Worker) -> dict[str, Any]:
             {
                 "dp_rank": target.dp_rank,
                 "inflight": target.inflight,
-                "processed": target.processed,
+                "processed": target.dispatched,
                 "prefill_tokens": target.prefill_tokens,
                 "decode_blocks": target.decode_blocks,
                 "backed_off_secs": _backed_off_secs(target, now),

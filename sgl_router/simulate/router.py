@@ -209,9 +209,9 @@ class RouterModel:
             self._expectations[worker] = [expectation for expectation in waiting if not expectation.over]
 
     def load_reported(self, worker: int, load: LoadReport) -> None:
-        forecast = self.candidates[worker].forecast
-        if forecast is not None:
-            forecast.reported(load, self.clock.now)
+        target, now = self.candidates[worker], self.clock.now
+        if target.forecast is not None:
+            target.forecast.reported(load, now, target.own_tokens(now))
         if self._observer is not None:
-            self._observer.load_reported(self.candidates[worker], load, self.clock.now)
+            self._observer.load_reported(target, load, now)
         self._dispatcher.changed()

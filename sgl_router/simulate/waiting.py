@@ -65,7 +65,7 @@ class HoldBack:
         if not bound or self._looking is not None:
             return
         prompts = [target.forecast.prompts for target in self._door.candidates if target.forecast is not None]
-        left = min((queue.tokens(now) / queue.speed.tokens_per_sec for queue in prompts), default=math.inf) - bound
+        left = min((queue.tokens(now) / queue.speed.believed for queue in prompts), default=math.inf) - bound
         if left < math.inf:
             self._looking = self._door.clock.later(max(left, _LOOK_SECS), self._look)
 

@@ -28,6 +28,7 @@ class PromptQueue:
 
     __slots__ = (
         "_done",
+        "_done_prompts",
         "_foreign",
         "_head",
         "_head_since",
@@ -50,7 +51,8 @@ class PromptQueue:
         self._head_since = 0.0
         self._mean = 0.0  # tokens to compute of a prompt
         self._learnt_at = 0.0
-        self._done = 0  # tokens computed since `_learnt_at`, and ...
+        self._done = 0  # tokens computed since `_learnt_at`, ...
+        self._done_prompts = 0  # ... of so many prompts, and ...
         self._unlearnt = 0  # ... the first bytes that said so
         self._foreign = 0.0  # tokens that others' prompts had to compute at `_reported_at`
         self._reported_at = 0.0
@@ -84,7 +86,7 @@ class PromptQueue:
             else:
                 through.append(other)
         for other in (*through, prompt):
-            self._done += self._drop(other)
+            self._through(other)
         if at_head:
             self._head_since = now
         if tells or at_head:  # a whole answer behind others may have been long in coming
@@ -105,12 +107,12 @@ class PromptQueue:
     def tokens(self, now: float) -> float:
         """Tokens to compute before a prompt that is sent now."""
         foreign = self._foreign_now(now) if self._foreign else 0.0
-        drained = (now - self._head_since) * self.speed.tokens_per_sec
+        drained = (now - self._head_since) * self.speed.believed
         if drained >= self._head:
             if not self._prompts:
                 return foreign
             self._settle(now)
-            drained = min((now - self._head_since) * self.speed.tokens_per_sec, self._head)
+            drained = min((now - self._head_since) * self.speed.believed, self._head)
         return self._tokens - drained + foreign
 
     def length(self, now: float) -> float:
@@ -129,7 +131,7 @@ class PromptQueue:
         """
         self._settle(at)
         if idle and not waiting and self._prompts:
-            needed = self._head / self.speed.tokens_per_sec
+            needed = self._head / self.speed.believed
             if at - self._head_since > _LAG_SECS + _LAG_TIMES * needed:
                 self._drop(next(iter(self._prompts)))
                 self._begin(at)
@@ -141,34 +143,39 @@ class PromptQueue:
     def _foreign_now(self, now: float) -> float:
         """It drains like the own share, and a report that is too old says nothing."""
         passed = now - self._reported_at
-        left = self._foreign - passed * self.speed.tokens_per_sec
+        left = self._foreign - passed * self.speed.believed
         if left <= 0 or passed > self._stale_secs:
             self._foreign = left = 0.0
         return left
 
     def _settle(self, now: float) -> None:
         """Take those at the head to be computed that will not tell and must be by now."""
-        speed = self.speed.tokens_per_sec
+        speed = self.speed.believed
         while self._prompts:
             prompt, (tokens, streamed) = next(iter(self._prompts.items()))
             needed = tokens / speed
             if streamed or now - self._head_since < needed:
                 return
             self._head_since += needed
-            self._done += self._drop(prompt)
+            self._through(prompt)
 
     def _begin(self, now: float) -> None:
         """The prompt at the head is begun now, for all that is known: what came before teaches nothing."""
         self._head_since = self._learnt_at = now
-        self._done = self._unlearnt = 0
+        self._done = self._done_prompts = self._unlearnt = 0
 
     def _learn(self, now: float) -> None:
         if self._prompts and self._unlearnt < _TOGETHER:
             return
         if not self._foreign:
-            self.speed.learn(self._done, now - self._learnt_at, now)
+            self.speed.learn(self._done, now - self._learnt_at, now, self._done_prompts)
         self._learnt_at = now
-        self._done = self._unlearnt = 0
+        self._done = self._done_prompts = self._unlearnt = 0
+
+    def _through(self, prompt: Hashable) -> None:
+        """It is computed."""
+        self._done += self._drop(prompt)
+        self._done_prompts += 1
 
     def _drop(self, prompt: Hashable) -> int:
         tokens = self._prompts.pop(prompt)[0]

@@ -45,6 +45,7 @@ class Target:
 
     __slots__ = (
         "decode_blocks",
+        "dispatched",
         "dp_rank",
         "forecast",
         "inflight",
@@ -59,12 +60,21 @@ class Target:
         self.worker = worker
         self.dp_rank = dp_rank
         self.inflight = 0
+        self.dispatched = 0
+        """Requests sent here."""
         self.processed = 0
+        """The same for ties between equals: kept near that of its peers (see `ActiveLoad`)."""
         self.last_selected = 0
         self.prefill_tokens = 0
         self.decode_blocks = 0
         self.forecast: Forecast | None = None
         self.refusals = Refusals(lambda backed_off: worker._moved(self, backed_off))
+
+    def own_tokens(self, now: float) -> float:
+        """KV tokens of the requests that this router has there."""
+        forecast = self.forecast
+        grown = forecast.answers.tokens(now) if forecast is not None else 0.0
+        return self.decode_blocks * self.worker.info.block_size + grown
 
     def __repr__(self) -> str:
         return f"Target({self.worker.id}#{self.worker.generation} rank {self.dp_rank})"

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.loads import LoadReport
-from sgl_router.policies import ActiveLoad
-from sgl_router.workers import Worker, WorkerInfo
+from sgl_router.policies import ActiveLoad, least_loaded
+from sgl_router.workers import Target, Worker, WorkerInfo
 
 
 def load_of(target: object) -> tuple[int, int, int]:
@@ -106,7 +109,7 @@ def test_only_models_that_are_asked_for_have_forecasts() -> None:
     assert one is not two
     assert one.prompts.speed.tokens_per_sec == 5_000.0
     one.reported(LoadReport(running=1, waiting=0, used_tokens=8), 7.0)
-    assert (one.used_tokens(10.0), one.used_tokens(10.1)) == (8, 0)
+    assert (one.others_tokens(10.0), one.others_tokens(10.1)) == (8, 0)
 
 
 def test_a_forecast_follows_a_request_from_dispatch_to_its_end() -> None:
@@ -160,15 +163,44 @@ def test_a_newcomer_is_thought_to_be_as_fast_as_its_peers_and_new_where_they_hav
     for worker in peers:
         load.worker_added(worker)
         assert worker.targets[0].forecast is not None
-        assert worker.targets[0].forecast.born == float("-inf")
+        assert worker.targets[0].forecast.behind_secs == 0.0
     for worker, speed in zip(peers, (2_000, 6_000, 9_000), strict=False):
         worker.targets[0].forecast.prompts.speed.tell(speed, 1.0, 0.0)  # type: ignore[union-attr]
-    peers[0].targets[0].processed = 1
-    newcomer = Worker("http://w9:1", WorkerInfo(served_model_name="m"))
-    load.worker_added(newcomer)
-    forecast = newcomer.targets[0].forecast
-    assert forecast is not None
-    assert (forecast.prompts.speed.tokens_per_sec, forecast.born) == (6_000, 50.0)
+    clock.now = 60.0
+    load.acquire(peers[0].targets[0], prefill_tokens=1, decode_blocks=1, now=60.0)
+    clock.now = 60.5
+    for name, behind in (("early", 0.5), ("late", 100.5)):
+        newcomer = Worker(f"http://{name}:1", WorkerInfo(served_model_name="m"))
+        load.worker_added(newcomer)
+        forecast = newcomer.targets[0].forecast
+        assert forecast is not None
+        assert (forecast.prompts.speed.tokens_per_sec, forecast.born) == (6_000, clock.now)
+        assert forecast.behind_secs == behind
+        clock.now += 100.0
+    other = Worker("http://other:1", WorkerInfo(served_model_name="n"))
+    load.worker_added(other)
+    for worker in [*load._workers]:
+        load.worker_removed(worker)
+    again = Worker("http://again:1", WorkerInfo(served_model_name="m"))
+    load.worker_added(again)
+    assert again.targets[0].forecast is not None
+    assert again.targets[0].forecast.behind_secs == 0.0
+
+
+def test_who_could_not_be_chosen_need_not_make_up_for_all_of_it() -> None:
+    load = ActiveLoad()
+    busy, away = (Worker(f"http://{name}:1", WorkerInfo(served_model_name="m")).targets[0] for name in "ba")
+    for target in (busy, away):
+        load.worker_added(target.worker)
+    for _ in range(1_000):
+        load.acquire(busy, prefill_tokens=0, decode_blocks=0, now=0.0).release()
+    sent = Counter[Target]()
+    for _ in range(200):
+        target = least_loaded([busy, away], random.Random(1))
+        sent[target] += 1
+        load.acquire(target, prefill_tokens=0, decode_blocks=0, now=0.0).release()
+    assert 100 <= sent[away] <= 110
+    assert (busy.dispatched, away.dispatched) == (1_000 + sent[busy], sent[away])
 
 
 @given(

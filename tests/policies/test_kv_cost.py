@@ -143,7 +143,8 @@ def test_a_fast_target_may_have_the_longer_queue() -> None:
     fast, slow = stage.add(2)
     for target, speed in ((fast, 4_000), (slow, 1_000)):
         assert target.forecast is not None
-        target.forecast.prompts.speed.tell(speed, 1.0, stage.clock())
+        for _ in range(16):
+            target.forecast.prompts.speed.tell(10_000, 10_000 / speed, stage.clock())
     stage.busy(fast, 4_000)
     assert stage.choose(2_000) is fast
     stage.busy(fast, 4_000)
@@ -381,7 +382,9 @@ def test_a_newcomer_ramps_up() -> None:
     stage = Stage(slow_start_secs=30.0)
     old, _ = stage.add(2)
     assert [cost.compute_ms for cost in stage.costs(1_000)] == [1_000.0, 1_000.0]  # those that were there first do not
-    old.processed = 5
+    for guard in stage.busy(old, 100):
+        guard.release()
+    stage.clock.now += 60.0
     newcomer = stage.add()[2]
     seen = []
     for _ in range(7):
@@ -391,10 +394,24 @@ def test_a_newcomer_ramps_up() -> None:
     assert newcomer.forecast is not None
 
 
+def test_a_newcomer_is_new_for_no_longer_than_the_others_were_there_before_it() -> None:
+    stage = Stage(slow_start_secs=30.0)
+    (old,) = stage.add()
+    stage.busy(old, 0)
+    stage.clock.now += 4.0
+    stage.add()
+    seen = []
+    for _ in range(5):
+        seen.append(stage.costs(1_000)[1].compute_ms)
+        stage.clock.now += 1.0
+    assert seen == [pytest.approx(each) for each in (10_000, 4_000, 2_000, 4_000 / 3, 1_000)]
+
+
 def test_slow_start_at_0_is_none() -> None:
     stage = Stage(slow_start_secs=0.0)
     (old,) = stage.add()
-    old.processed = 5
+    stage.busy(old, 0)
+    stage.clock.now += 60.0
     stage.add()
     assert [cost.compute_ms for cost in stage.costs(1_000)] == [1_000.0, 1_000.0]
 

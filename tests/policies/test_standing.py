@@ -42,23 +42,34 @@ def test_calm_is_the_mean_of_the_least_busy_quarter(targets: list[Target]) -> No
 def test_who_has_not_shown_its_speed_is_thought_to_be_like_the_others(targets: list[Target]) -> None:
     for target, speed in zip(targets, (10_000, 20_000, 20_000), strict=False):
         assert target.forecast is not None
-        target.forecast.prompts.speed.tell(speed, 1.0, 0.0)
+        for _ in range(16):
+            target.forecast.prompts.speed.tell(10_000, 10_000 / speed, 0.0)
     standing = Standing(targets, KvCostConfig(decode_ms_per_1k_tokens=0.0), 0.0)
     assert standing.ms_per_token == [pytest.approx(each) for each in (0.1, 0.05, 0.05, 0.05, 0.05)]
+    assert standing.ms_per_token[1:] == [standing.ms_per_token[1]] * 4, "exactly equal"
     assert standing.fixed_ms == [pytest.approx(each) for each in (0.0, 5.0, 10.0, 15.0, 20.0)]
     assert targets[4].forecast is not None
-    targets[4].forecast.born = -10.0
+    targets[4].forecast.born, targets[4].forecast.behind_secs = -10.0, 100.0
     ramping = Standing(targets, KvCostConfig(slow_start_secs=40.0), 0.0)
     assert ramping.ms_per_token[4] == pytest.approx(0.2)
-    for _ in range(3):
-        targets[4].forecast.prompts.speed.learn(500, 1.0, 0.0)
-    assert Standing(targets, KvCostConfig(slow_start_secs=0.0), 0.0).ms_per_token[4] == pytest.approx(0.5)
+
+
+def test_a_comparison_holds_for_a_moment(targets: list[Target]) -> None:
+    settings = KvCostConfig()
+    assert Standing(targets, settings, 0.0).ms_per_token == [0.5] * 5
+    for target in targets:
+        assert target.forecast is not None
+        for _ in range(16):
+            target.forecast.prompts.speed.tell(10_000, 1.0, 0.1)
+    assert Standing(targets, settings, 0.4).ms_per_token == [0.5] * 5
+    assert Standing(targets, settings, 0.6).ms_per_token == [0.1] * 5
 
 
 def test_a_speed_learned_long_ago_does_not_lock_a_target_out(targets: list[Target]) -> None:
     for target, (speed, at) in zip(targets, ((2_000, 0.0), (20_000, 300.0), (20_000, 300.0)), strict=False):
         assert target.forecast is not None
-        target.forecast.prompts.speed.tell(speed, 1.0, at)
+        for _ in range(16):
+            target.forecast.prompts.speed.tell(10_000, 10_000 / speed, at)
     settings = KvCostConfig(decode_ms_per_1k_tokens=0.0)
-    assert Standing(targets, settings, 4.0).ms_per_token[0] == pytest.approx(0.5)
-    assert Standing(targets, settings, 300.0).ms_per_token[0] == pytest.approx(0.05, rel=0.01)
+    assert Standing(targets, settings, 0.0).ms_per_token[0] == pytest.approx(0.5)
+    assert Standing(targets, settings, 300.0).ms_per_token == [pytest.approx(0.05)] * 5

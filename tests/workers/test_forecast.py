@@ -18,23 +18,30 @@ def forecast() -> Forecast:
 def test_what_others_sent_comes_in_with_a_report_and_goes_stale(forecast: Forecast) -> None:
     forecast.reported(report(waiting=3, waiting_uncached_tokens=30_000, used_tokens=7_000), 10.0)
     assert forecast.prompts.tokens(10.0) == 30_000
-    assert (forecast.used_tokens(10.0), forecast.used_tokens(15.0)) == (7_000, 7_000)
+    assert (forecast.others_tokens(10.0), forecast.others_tokens(15.0)) == (7_000, 7_000)
     assert forecast.prompts.tokens(15.1) == 0.0
-    assert forecast.used_tokens(15.1) == 0
+    assert forecast.others_tokens(15.1) == 0
 
 
 def test_an_older_report_is_dropped(forecast: Forecast) -> None:
     forecast.reported(report(used_tokens=2), 10.0)
     forecast.reported(report(waiting=9, waiting_uncached_tokens=9_000, used_tokens=1), 9.9)
-    assert (forecast.used_tokens(10.0), forecast.prompts.tokens(10.0)) == (2, 0.0)
+    assert (forecast.others_tokens(10.0), forecast.prompts.tokens(10.0)) == (2, 0.0)
     forecast.reported(report(used_tokens=3), 10.0)
-    assert forecast.used_tokens(10.0) == 3
+    assert forecast.others_tokens(10.0) == 3
 
 
 def test_used_tokens_may_not_be_told(forecast: Forecast) -> None:
-    assert forecast.used_tokens(0.0) == 0
+    assert forecast.others_tokens(0.0) == 0
     forecast.reported(report(), 1.0)
-    assert forecast.used_tokens(1.0) == 0
+    assert forecast.others_tokens(1.0) == 0
+
+
+def test_own_requests_in_a_report_are_not_others(forecast: Forecast) -> None:
+    forecast.reported(report(used_tokens=7_000), 1.0, 5_000.0)
+    assert forecast.others_tokens(1.0) == 2_000
+    forecast.reported(report(used_tokens=7_000), 2.0, 9_000.0)
+    assert forecast.others_tokens(2.0) == 0
 
 
 def test_the_targets_own_count_is_its_speed(forecast: Forecast) -> None:

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import random
+from math import exp
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.workers.prefill_speed import PrefillSpeed
+from sgl_router.workers.prefill_speed import PrefillSpeed, Shown
 
 
 def learned(*speeds: float, initial: float = 8_000.0) -> PrefillSpeed:
@@ -104,13 +105,59 @@ def test_short_reports_do_too_and_what_was_seen_is_no_part_of_them() -> None:
     assert (speed.told, speed.tokens_per_sec) == (True, pytest.approx(500.0))
 
 
-def test_what_was_learned_long_ago_gives_way_to_what_is_usual() -> None:
-    speed = PrefillSpeed(8_000.0)
-    assert speed.believed(20_000.0, 0.0) == 20_000.0, "nothing has been shown"
-    for _ in range(9):
-        speed.learn(1_000, 0.5, 100.0)
-    assert speed.believed(20_000.0, 100.0) == pytest.approx(2_000.0)
-    assert speed.believed(20_000.0, 130.0) == pytest.approx(11_000.0)
-    assert speed.believed(20_000.0, 1_000.0) == pytest.approx(20_000.0)
-    speed.tell(1_000, 0.5, 1_000.0)
-    assert speed.believed(20_000.0, 1_000.0) == pytest.approx(2_000.0)
+def test_it_is_believed_until_it_is_compared() -> None:
+    speed = learned(*[2_000.0] * 9)
+    assert speed.believed == pytest.approx(2_000.0)
+    speed.compared(5_000.0, 1.0)
+    speed.learn(1_000, 0.1, 2.0)
+    assert (speed.believed, speed.compared_at) == (5_000.0, 1.0)
+
+
+def test_observations_are_kept_by_the_size_of_their_prompts() -> None:
+    speed = PrefillSpeed()
+    for _ in range(10):
+        speed.learn(1_000, 0.1, 1.0)
+    for _ in range(10):
+        speed.learn(1_600, 0.2, 2.0, prompts=40)  # 40 tokens each
+    assert {size: shown.count for size, shown in speed.by_size.items()} == {10: 10, 6: 10}
+    long, short = speed.by_size[10], speed.by_size[6]
+    assert (exp(long.per_token), exp(long.per_prompt)) == (pytest.approx(0.0001), pytest.approx(0.1))
+    assert (exp(short.per_token), exp(short.per_prompt)) == (pytest.approx(0.2 / 1_600), pytest.approx(0.2 / 40))
+
+
+def test_what_it_says_itself_is_of_the_size_of_the_prompts_seen_meanwhile_and_apart_from_what_was_seen() -> None:
+    speed = PrefillSpeed()
+    speed.learn(300, 0.1, 1.0)
+    speed.tell(300, 0.02, 1.0)
+    assert list(speed.by_size) == [9]
+    assert speed.by_size[9].count == 1
+    speed.learn(1_000, 0.3, 2.0, prompts=50)
+    speed.tell(1_000, 0.1, 2.0)
+    assert speed.by_size[5].count == 1
+    unseen = PrefillSpeed()
+    unseen.tell(5_000, 0.1, 1.0)  # others' prompts: their number is not known
+    assert list(unseen.by_size) == [13]
+
+
+def test_the_error_falls_with_the_observations_and_grows_with_their_scatter() -> None:
+    rng = random.Random(1)
+    errors = []
+    for noise in (0.05, 0.5):
+        for count in (3, 12, 32, 500):
+            shown = Shown()
+            for _ in range(count):
+                shown.add(rng.gauss(-9.0, noise), 0.0, 1.0)
+            errors.append(shown.error**0.5)
+            assert shown.count == min(count, 32)
+            assert abs(shown.per_token + 9.0) < 3 * errors[-1]
+    steady, wild = errors[:4], errors[4:]
+    assert steady[0] > steady[1] > steady[2] >= steady[3] * 0.9
+    assert all(one < other for one, other in zip(steady, wild, strict=True))
+
+
+def test_after_a_long_pause_it_begins_again() -> None:
+    shown = Shown()
+    for _ in range(30):
+        shown.add(-7.0, -2.0, 1.0)
+    shown.add(-9.0, -4.0, 122.0)
+    assert (shown.count, shown.per_token, shown.per_prompt) == (1, -9.0, -4.0)
