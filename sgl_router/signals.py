@@ -23,7 +23,7 @@ def hold() -> None:
     SIGTERM does, cleanly, also where this is process 1 of a container, whom it would not reach."""
     for number in _HARMLESS:
         signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGQUIT):
+    for number in LEAVING:
         signal.signal(number, _leave)
 
 
@@ -61,7 +61,8 @@ def dump_on_request(
 
 
 def leave_before_start(loop: asyncio.AbstractEventLoop) -> None:
-    """SIGTERM and SIGQUIT end the process with 0 at once, whatever it waits for: there is nothing to drain yet."""
+    """These signals end the process at once, whatever it waits for, as `hold` has it, and the log says so: there is
+    nothing to drain yet."""
 
     def leave(number: signal.Signals) -> None:
         import structlog
@@ -70,9 +71,9 @@ def leave_before_start(loop: asyncio.AbstractEventLoop) -> None:
 
         structlog.get_logger(__name__).info("signal received before the router had started", signal=number.name)
         flush_logs()
-        os._exit(0)
+        _leave(number, None)
 
-    for number in (signal.SIGTERM, signal.SIGQUIT):
+    for number in LEAVING:
         loop.add_signal_handler(number, leave, number)
 
 
@@ -94,5 +95,6 @@ def ignore_all() -> None:
 
 
 def _leave(number: int, frame: Any) -> None:
-    raise SystemExit(0)
+    """At once: an exception might be caught by whatever is imported just now."""
+    os._exit(130 if number == signal.SIGINT else 0)
 

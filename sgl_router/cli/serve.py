@@ -59,7 +59,7 @@ def serve(path: str) -> int:
         from sgl_router.processes.supervisor import supervise
 
         return supervise(loaded.config)
-    from sgl_router.observability import configure_logging, flush_logs
+    from sgl_router.observability import configure_logging
     from sgl_router.server.daemon import Daemon, StartupError
 
     configure_logging(loaded.config.observability.log_level, loaded.config.observability.log_format)
@@ -77,10 +77,6 @@ def serve(path: str) -> int:
     except StartupError as error:
         print(f"sgl-router: {error}", file=sys.stderr)
         return EXIT_CONFIG
-    except KeyboardInterrupt:
-        # Returning would wait for the thread that loads a tokenizer, and that may ask the hub for minutes.
-        flush_logs()
-        os._exit(130)
     finally:
         loop.close()
 

@@ -53,7 +53,7 @@ def configure_logging(level: str, fmt: str) -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=lambda *_: _Lines(sink),
         cache_logger_on_first_use=True,
     )
 
@@ -70,6 +70,21 @@ def take_lost_lines() -> int:
         return 0
     lost, _sink.lost = _sink.lost, 0
     return lost
+
+
+class _Lines:
+    """Takes finished lines from structlog. Its own loggers hold a lock meanwhile, on which a handler of a signal that
+    logs in the middle of a line would wait for ever."""
+
+    __slots__ = ("_sink",)
+
+    def __init__(self, sink: LineSink) -> None:
+        self._sink = sink
+
+    def msg(self, line: str) -> None:
+        self._sink.write(line + "\n")
+
+    debug = info = warning = error = critical = exception = msg
 
 
 _LEVELS = ("info", "warning")

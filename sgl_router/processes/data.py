@@ -98,7 +98,6 @@ class DataProcess:
         life.spawn(lambda: watch_loop_lag(metrics.loop_lag.observe), "loop lag")
         life.spawn(lambda: count_prompts(self.services), "prompt counts")
         life.spawn(self._send_counts, "counts")
-        freeze_start_up()
 
     def drain(self) -> None:
         self.services.draining = True
@@ -140,6 +139,7 @@ async def run_data(config: Config, number: int, listener: socket.socket, paths: 
     await control.start()
     process = DataProcess(config, number, listener, paths)
     await process.start()
+    freeze_start_up()
     control.ready()
     await control.drain()
     process.drain()

@@ -14,6 +14,7 @@ import structlog
 from sgl_router.config import Config
 from sgl_router.policies import make_policy
 from sgl_router.server.daemon import Daemon
+from sgl_router.server.life import freeze_start_up
 from sgl_router.server.services import Model
 from sgl_router.workers import HealthState, Target
 
@@ -44,6 +45,7 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
     await control.start()
     daemon = Daemon(config, listener=_admin_socket(paths), front=AdminFront, models=_without_tokenizers)
     await daemon.start()
+    freeze_start_up()
     services = daemon.services
     control.restarted = lambda name, cause, count: _show_restart(services, (name, cause), count)
     for name in ("routing", *(f"data-{number}" for number in range(config.server.processes))):

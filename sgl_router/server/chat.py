@@ -163,9 +163,12 @@ async def _send(
             connect_secs=proxy.connect_timeout_secs,
             answer_secs=proxy.request_timeout_secs,
         )
-        inbound.sent()
         with exchange:
             status = exchange.connection.status
+            # Was it the request that this failed of? Where it was not rendered, that is looked into below.
+            suspect = status >= 500 and decision.unmatched is Unmatched.NOT_ASKED
+            if not suspect:
+                inbound.sent()
             if status < 400:
                 exchange.connection.heard_by = decision.target.worker
 
@@ -188,12 +191,12 @@ async def _send(
         record.cached_tokens = ending.cached_tokens
         lease.end(outcome, ending.cached_tokens, ending.output_tokens if relayed.streamed and ask.costed else None)
     else:
-        unasked = outcome in FAILURES and decision.unmatched is Unmatched.NOT_ASKED
+        suspect = suspect and outcome in FAILURES
         lease.end(
             outcome,
             status=relayed.judged_status,
             retry_after_secs=None if relayed.status < 400 else retry_after_secs(exchange.headers, time.time()),
-            unrenderable=unasked and await is_unrenderable(services.models[ask.model_id], inbound.body),
+            unrenderable=suspect and await is_unrenderable(services.models[ask.model_id], inbound.body),
         )
 
 

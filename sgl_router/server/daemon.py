@@ -173,7 +173,6 @@ class Daemon:
         if events.snapshot.path is not None:
             life.spawn(self._keeper.run, "kv snapshots")
         await manager.start()
-        freeze_start_up()
         if self._listener is None:
             log.info("router listening", url=self.url, version=__version__, models=sorted(models), pid=os.getpid())
 
@@ -184,6 +183,7 @@ class Daemon:
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or SIGQUIT, drain, stop; the exit status. A second signal exits at once."""
+        freeze_start_up()
         loop = asyncio.get_running_loop()
         asked = asyncio.Event()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -16,6 +16,9 @@ from sgl_router.config import Config, parse_config
 from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
 from sgl_router.server.daemon import Daemon
 from sgl_router.tokenization import ModelTokenizer
+from sgl_router.tokenization import tokenizer as tokenizer_module
+from sgl_router.tokenization.encoders import choose_encoder
+from sgl_router.tokenization.loading import load_hf_tokenizer
 
 MODEL = "mock-model"
 Condition = Callable[[], bool]
@@ -148,6 +151,29 @@ def router_config(urls: list[str], **over: Any) -> Config:
     }
     base["models"] = [merge(base["models"][0], over.pop("model", {}))]
     return parse_config(merge(base, over)).config
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tokenizers_are_read_once() -> Iterator[None]:
+    """Every router of these tests reads the same few and finds out the same about them: 0.2 s each time."""
+    read: dict[str, Any] = {}
+    chosen: dict[Any, Any] = {}
+
+    def load(path: str) -> Any:
+        if path not in read:
+            read[path] = load_hf_tokenizer(path)
+        return read[path]
+
+    def choose(loaded: Any, probes: Sequence[str] = ()) -> Any:
+        key = (id(loaded), *probes)
+        if key not in chosen:
+            chosen[key] = (choose_encoder(loaded, probes), loaded)
+        return chosen[key][0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_module, "load_hf_tokenizer", load)
+        patch.setattr(tokenizer_module, "choose_encoder", choose)
+        yield
 
 
 MakeRig = Callable[..., Awaitable[Rig]]

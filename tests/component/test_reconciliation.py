@@ -138,7 +138,7 @@ async def test_an_index_that_misses_what_the_worker_has_is_told_and_filled_up_ag
         await fleet.ask(f"{number} {PROMPT}")
     await fleet.settled()
     stream = rank(fleet).stream
-    for key in list(stream._blocks.values()):
+    for _, key in list(stream._blocks.items()):
         stream.disclaim(key)
     with structlog.testing.capture_logs() as logs:
         for number in range(20):

@@ -10,11 +10,11 @@ import re
 import sys
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.e2e.test_daemon import MODEL, Process, Start, chat, config, request, start, until_ready  # noqa: F401
+from tests.e2e.test_daemon import MODEL, Process, chat, config, request, until_ready
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -84,16 +84,30 @@ class Daemon:
     patience = 0.0
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One for all tests: each leaves it as it was, which is what most of them are about."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*arguments: str) -> Process:
+            process = Process(*arguments)
+            stack.callback(process.close)
+            return process
+
+        worker = start("mock-worker", "--model-id", MODEL)
+        url = worker.until(r"http://127\.0\.0\.1:\d+").group()
+        settings = {"max_buffered_bytes": 256 * MIB}
+        router = start("--config", config(tmp_path_factory.mktemp("bodies"), [url], **settings))
+        found = Daemon(router, json.loads(router.until(r".*router listening.*").group())["url"])
+        until_ready(found.url)
+        assert request(f"{found.url}/v1/chat/completions", chat("warm"))[0] == 200
+        yield found
+
+
 @pytest.fixture
-def daemon(start: Start, tmp_path: pathlib.Path) -> Daemon:  # noqa: F811
-    worker = start("mock-worker", "--model-id", MODEL)
-    url = worker.until(r"http://127\.0\.0\.1:\d+").group()
-    settings = {"max_buffered_bytes": 256 * MIB}
-    router = start("--config", config(tmp_path, [url], **settings))
-    found = Daemon(router, json.loads(router.until(r".*router listening.*").group())["url"])
-    until_ready(found.url)
-    assert request(f"{found.url}/v1/chat/completions", chat("warm"))[0] == 200
-    return found
+def daemon(shared: Daemon) -> Daemon:
+    shared.forget_peak()
+    return shared
 
 
 def becomes(condition: Callable[[], bool], what: Callable[[], str], within: float = 30.0) -> None:

@@ -396,7 +396,7 @@ def test_a_disclaimed_block_hides_what_is_below_it_until_it_is_stored_again(foll
     prompt = list(range(13))
     stored = ["BlockStored", [1, 2, 3], None, prompt[:12], 4, None, "GPU"]
     follower.send(["AllBlocksCleared"], stored)
-    keys = list(follower.stream._blocks.values())
+    keys = [key for _, key in follower.stream._blocks.items()]
     follower.stream.disclaim(keys[1])
     follower.stream.disclaim(keys[1])
     assert (follower.depth(prompt), follower.stream.held[Tier.GPU], follower.stream.complete) == (1, 2, False)

@@ -147,3 +147,29 @@ def test_a_terminal_has_colours_unless_it_asks_for_none(environment: dict[str, s
     assert (b"\x1b[" in said) is coloured
     plain = re.sub(rb"\x1b\[[0-9;]*m", b"", said)
     assert plain.index(b"method=") < plain.index(b"status=") < plain.index(b"request_id="), "one order"
+
+
+INTERRUPTED = """
+import signal, sys
+import structlog
+from sgl_router.observability import configure_logging
+from sgl_router.observability.sink import LineSink
+
+log = structlog.get_logger("x")
+write = LineSink.write
+
+def interrupted(sink, text):
+    LineSink.write = write
+    signal.raise_signal(signal.SIGHUP)
+    return write(sink, text)
+
+configure_logging("info", "json")
+signal.signal(signal.SIGHUP, lambda number, frame: log.warning("from the handler"))
+LineSink.write = interrupted
+log.info("interrupted")
+"""
+
+
+def test_a_signals_handler_may_log_in_the_middle_of_a_line() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=20)
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["from the handler", "interrupted"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sgl_router.mock.config import EMBEDDED_TOKENIZER_PATH
 from sgl_router.prompt import Prompt
-from sgl_router.tokenization import ModelTokenizer, Unrenderable, UnrenderableReason, conversation_cache
+from sgl_router.tokenization import InvalidTokenIds, ModelTokenizer, Unrenderable, UnrenderableReason, conversation_cache
 from sgl_router.tokenization.chat_request import TemplateTraits
 from sgl_router.tokenization.encoders import choose_encoder
 from sgl_router.tokenization.model_files import ModelFacts
@@ -375,11 +375,11 @@ async def test_more_text_than_any_context_takes_is_not_encoded(build: Build, exe
 
 async def test_client_ids_by_the_million_are_told_apart_off_the_loop(build: Build, executor: Any) -> None:
     tokenizer = build(STYLES["chatml"], executor=executor, conversation_cache_bytes=1 << 20)
-    ids = np.arange(300_000, dtype=np.int64)
+    ids = np.arange(300_000, dtype=np.int64) % tokenizer.vocab_size
     prompt = await tokenizer.prompt({**chat("a"), "input_ids": ids})
     assert (prompt.ids.dtype, prompt.ids.tolist(), executor.submitted) == (np.uint32, ids.tolist(), 1)
-    for bad in (-1, 1 << 32):
-        with pytest.raises(Unrenderable):
+    for bad in (-1, tokenizer.vocab_size, 1 << 32):
+        with pytest.raises(InvalidTokenIds, match=r"input_ids\[300000\]"):
             await tokenizer.prompt({**chat("a"), "input_ids": np.append(ids, bad)})
 
 
