@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 
 from sgl_router.mock.config import EMBEDDED_TOKENIZER_PATH
 from sgl_router.prompt import Prompt
-from sgl_router.tokenization import InvalidTokenIds, ModelTokenizer, Unrenderable, UnrenderableReason, conversation_cache
+from sgl_router.tokenization import (
+    InvalidTokenIds,
+    ModelTokenizer,
+    Unrenderable,
+    UnrenderableReason,
+    conversation_cache,
+)
 from sgl_router.tokenization.chat_request import TemplateTraits
 from sgl_router.tokenization.encoders import choose_encoder
 from sgl_router.tokenization.model_files import ModelFacts
