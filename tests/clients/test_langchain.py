@@ -5,9 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pydantic
-from langchain_core.messages import HumanMessage, ToolMessage
-from langchain_core.tools import tool
-from langchain_openai import ChatOpenAI
 
 from tests.clients.conftest import MODEL
 
@@ -20,13 +17,14 @@ class Report(pydantic.BaseModel):
     tags: list[str] = pydantic.Field(min_length=1)
 
 
-@tool
 def get_weather(place: str, days: int) -> str:
     """The weather at a place."""
     return f"{days} days of rain in {place or 'that place'}"
 
 
-def chat(demo: str, **settings: Any) -> ChatOpenAI:
+def chat(demo: str, **settings: Any) -> Any:
+    from langchain_openai import ChatOpenAI  # seconds: only where it is used
+
     return ChatOpenAI(model=MODEL, base_url=demo, api_key="not needed", max_retries=0, timeout=30, **settings)
 
 
@@ -38,13 +36,16 @@ def test_invoke_and_stream_are_one_text(demo: str) -> None:
 
 
 def test_an_agent_goes_round_once(demo: str) -> None:
-    model = chat(demo)
+    from langchain_core.messages import HumanMessage, ToolMessage
+    from langchain_core.tools import tool
+
+    model, weather = chat(demo), tool(get_weather)
     question = HumanMessage("What will the weather be like in Oslo?")
-    called = model.bind_tools([get_weather], tool_choice="required").invoke([question])
+    called = model.bind_tools([weather], tool_choice="required").invoke([question])
     (call,) = called.tool_calls
     assert call["name"] == "get_weather"
-    result = ToolMessage(get_weather.invoke(call["args"]), tool_call_id=call["id"])
-    assert model.bind_tools([get_weather]).invoke([question, called, result]).content
+    result = ToolMessage(weather.invoke(call["args"]), tool_call_id=call["id"])
+    assert model.bind_tools([weather]).invoke([question, called, result]).content
 
 
 def test_structured_output_is_an_instance(demo: str) -> None:

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import jsonschema
-import litellm
 import pytest
 
 from tests.clients.conftest import MODEL
@@ -18,6 +17,8 @@ MESSAGES = [{"role": "user", "content": "What will the weather be like in Oslo?"
 
 
 def ask(demo: str, **fields: Any) -> Any:
+    import litellm  # seconds: only where it is used
+
     return litellm.completion(
         model=f"openai/{MODEL}",
         api_base=demo,
@@ -49,6 +50,8 @@ def test_tools_and_structured_output(demo: str) -> None:
 
 
 def test_an_unknown_model_is_its_own_exception(demo: str) -> None:
+    import litellm
+
     with pytest.raises(litellm.NotFoundError, match="no-such-model"):
         litellm.completion(
             model="openai/no-such-model", api_base=demo, api_key="x", messages=MESSAGES, timeout=30, num_retries=0

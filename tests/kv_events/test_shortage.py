@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import zmq
 
 from sgl_router.descriptors import EVENT_SOCKET, Descriptors
 from sgl_router.kv_events import KvIndex
@@ -13,12 +14,9 @@ from sgl_router.workers import HealthState, KvEventSource, Worker, WorkerInfo
 
 # In a process of its own for each number of free descriptors, as an abort is what is looked for.
 OPEN = """
-import asyncio, contextlib, os, resource, traceback
-import zmq
+import asyncio, contextlib, faulthandler, os, resource, sys, traceback
 from sgl_router.kv_events import KvIndex
-from sgl_router.kv_events.replay import ReplayEnd
-from sgl_router.kv_events.subscriber import Subscriber
-from sgl_router.workers import HealthState, KvEventSource, Worker, WorkerInfo
+from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 async def follow(free):
     index = KvIndex(replay_idle_secs=0.05)
@@ -44,19 +42,12 @@ async def connected(ranks):
     while not all(rank.subscriber.connected for rank in ranks):
         await asyncio.sleep(0.01)
 
-context = zmq.Context()
-publishers = [context.socket(zmq.PUB) for _ in range(2)]
-while True:
-    port = publishers[0].bind_to_random_port("tcp://127.0.0.1")
-    try:
-        publishers[1].bind(f"tcp://127.0.0.1:{port + 1}")
-        break
-    except zmq.ZMQError:
-        publishers[0].unbind(f"tcp://127.0.0.1:{port}")
+port = int(sys.argv[1])
 failed = {}
 for free in range(0, 24):
     child = os.fork()
     if not child:
+        faulthandler.dump_traceback_later(40, exit=True)
         resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
         status = 1
         try:
@@ -74,9 +65,27 @@ os._exit(0)
 """
 
 
+@pytest.mark.timeout(180)
 def test_a_shortage_is_waited_out_and_never_ends_the_process() -> None:
-    done = subprocess.run([sys.executable, "-c", OPEN], capture_output=True, text=True, timeout=55)
+    context = zmq.Context()
+    publishers = [context.socket(zmq.PUB) for _ in range(2)]
+    try:
+        port = bind_next_to_each_other(*publishers)
+        command = [sys.executable, "-c", OPEN, str(port)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+    finally:
+        context.destroy(linger=0)
     assert done.stdout.splitlines()[-1] == "{}", done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def bind_next_to_each_other(first: zmq.Socket[bytes], second: zmq.Socket[bytes]) -> int:
+    while True:
+        port = first.bind_to_random_port("tcp://127.0.0.1")
+        try:
+            second.bind(f"tcp://127.0.0.1:{port + 1}")
+            return port
+        except zmq.ZMQError:
+            first.unbind(f"tcp://127.0.0.1:{port}")
 
 
 def worker(number: int, ranks: int) -> Worker:

@@ -319,11 +319,12 @@ async def test_a_process_that_hangs_is_started_again(start: Start, workers: list
     assert not alive(routing)
     assert await restarts(router) == {("routing", "hung"): 1}
     await settles(router.inflight, 0)
+    await router.until(lambda: len(router.said("data process connected", data_process=0)) == 2, "it has joined again")
 
     # A data process; and what the routing process shows outlives it.
     os.kill(first, signal.SIGSTOP)
     await router.until(lambda: router.said("a process hangs, killing it", name="data-0", pid=first), "noticed")
-    await router.until(lambda: len(router.said("data process connected", data_process=0)) >= 3, "it is back")
+    await router.until(lambda: len(router.said("data process connected", data_process=0)) == 3, "it is back")
     assert await restarts(router) == {("routing", "hung"): 1, ("data-0", "hung"): 1}
     os.kill(second, signal.SIGKILL)
     await settles(lambda: restarts(router), {("routing", "hung"): 1, ("data-0", "hung"): 1, ("data-1", "died"): 1})
