@@ -17,7 +17,7 @@ types:  ## mypy --strict
 	$(PYTHON) -m mypy
 
 test:  ## unit, component and end-to-end tests; no GPU, no engine
-	$(PYTHON) -m pytest -n auto $(ARGS)
+	$(PYTHON) -m pytest -n 4 $(ARGS)
 
 engine-test:  ## the lane against real SGLang workers; the first run provisions a CPU engine (2.8 GB)
 	PYTHON="$(PYTHON)" bash tests/engine/run.sh $(ARGS)
