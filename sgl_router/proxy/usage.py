@@ -51,18 +51,24 @@ class StreamTail:
         self.add(piece[-BULK_BYTES:])
 
     def ending(self) -> Ending:
-        """What the last events say. Looks at eight of them at most."""
+        """What the last events say. Looks at eight of them at most, and only for a usage once the end is known."""
         usage: dict[str, Any] | None = None
         said, status = Said.GOOD, 0
         told = False
-        for number, data in enumerate(last_data(b"".join(self._pieces))):
+        text = b"".join(self._pieces)
+        reports = _REPORT in text
+        for number, data in enumerate(last_data(text)):
+            if told and _REPORT not in data:
+                if number == _EVENTS:
+                    break
+                continue
             verdict = judge(data)
             usage = usage or verdict.usage
             if not told and (verdict.ending or verdict.status):
                 told = True
                 if verdict.said is Said.ERROR or verdict.said is Said.ABORTED:
                     said, status = verdict.said, verdict.status
-            if (told and usage is not None) or number == _EVENTS:
+            if (told and (usage is not None or not reports)) or number == _EVENTS:
                 break
         return Ending(said, status, *_counts(usage or self._usage))
 
