@@ -39,14 +39,16 @@ class FirstEvents:
             if text[:3] == _BOM:
                 text = text[3:]
         half = text[-1:] == b"\r"  # perhaps of a CRLF
-        *events, rest = _with_lf(text[:-1] if half else text).split(b"\n\n")
-        found = NOTHING
-        for event in events:
-            verdict = _judge(data_of(event))
+        text = _with_lf(text[:-1] if half else text)
+        found, at = NOTHING, 0
+        while (end := text.find(b"\n\n", at)) >= 0:
+            verdict = _judge(data_of(text[at:end]))
             if verdict.said is not Said.NOTHING:
                 found = verdict
             if verdict.said is Said.GOOD or verdict.said is Said.ERROR:
                 return verdict
+            at = end + 2
+        rest = text[at:]
         if len(rest) > MOST_BYTES:
             at = 0 if rest[:5] == b"data:" else rest.find(b"\ndata:") + 1
             if at or rest[:5] == b"data:":

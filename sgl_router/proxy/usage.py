@@ -51,12 +51,14 @@ class StreamTail:
         self.add(piece[-BULK_BYTES:])
 
     def ending(self) -> Ending:
-        """What the last events say. Looks at eight of them at most, and only for a usage once the end is known."""
+        """What the last events say. Looks at eight of them at most, and only at such as may have something to say."""
         usage: dict[str, Any] | None = None
         said, status = Said.GOOD, 0
-        told = False
         text = b"".join(self._pieces)
         reports = _REPORT in text
+        told = b'error"' not in text and b'abort"' not in text  # it ended well
+        if told and not reports:
+            return Ending(said, status, *_counts(self._usage))
         for number, data in enumerate(last_data(text)):
             if told and _REPORT not in data:
                 if number == _EVENTS:
