@@ -194,7 +194,7 @@ class LocalRouting:
             expectation = self._index.expect(decision.target, ask.prompt, ask.namespace)
         lease = LocalLease(self, decision, permit, guard, expectation, ask.model_id, ask.request_id, ask.fingerprint)
         if policy.needs_prompt and ask.prompt is not None and ask.namespace is not None:
-            lease.sent = self._index.sent(decision, ask.prompt, ask.namespace)
+            lease.witnessed = self._index.sent(decision, ask.prompt, ask.namespace)
         self.decisions.add(lease)
         return lease
 
@@ -204,21 +204,21 @@ class LocalLease:
 
     __slots__ = (
         "_conduct",
+        "_eras",
         "_expectation",
         "_fingerprint",
         "_good",
         "_guard",
         "_permit",
         "_routing",
-        "_sent",
         "cached_tokens",
         "decision",
         "first_byte_secs",
         "model_id",
         "outcome",
         "request_id",
-        "sent",
         "waited_secs",
+        "witnessed",
     )
 
     def __init__(
@@ -234,7 +234,7 @@ class LocalLease:
     ) -> None:
         self._routing: LocalRouting | None = routing
         self._conduct = routing._conduct.get(model_id) or routing.conduct(model_id)
-        self._sent = self._conduct.sent(decision.target, guard.started)
+        self._eras = self._conduct.sent(decision.target, guard.started)
         self._good = False
         self._fingerprint = fingerprint
         self.decision = decision
@@ -243,7 +243,7 @@ class LocalLease:
         self._expectation = expectation
         self.model_id = model_id
         self.request_id = request_id
-        self.sent: Sent | None = None
+        self.witnessed: Sent | None = None
         self.waited_secs = 0.0
         self.first_byte_secs: float | None = None
         self.cached_tokens: int | None = None
@@ -303,19 +303,19 @@ class LocalLease:
         else:
             unrenderable = unrenderable or decision.unmatched in UNRENDERABLE
             end = End(outcome, status, retry_after_secs, unrenderable, self._fingerprint)
-            self._conduct.ended(decision.target, self._sent, self._permit, end, now)
+            self._conduct.ended(decision.target, self._eras, self._permit, end, now)
         # What the log of decisions keeps must not keep the prompt's keys.
         expectation, self._expectation = self._expectation, None
         if expectation is not None and outcome is not Outcome.COMPLETED:
             expectation.end()
         decision.target.worker.stats.count(outcome._value_)
-        sent, self.sent = self.sent, None
-        if sent is not None and outcome is Outcome.COMPLETED:
-            sent.completed(cached_tokens)
+        witnessed, self.witnessed = self.witnessed, None
+        if witnessed is not None and outcome is Outcome.COMPLETED:
+            witnessed.completed(cached_tokens)
         if routing.rooms:
             routing.changed(self.model_id)
 
     def _begins_well(self, now: float) -> None:
         if not self._good:
             self._good = True
-            self._conduct.good_byte(self.decision.target, self._sent, now)
+            self._conduct.good_byte(self.decision.target, self._eras, now)
