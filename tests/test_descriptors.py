@@ -97,7 +97,7 @@ def in_a_process(code: str, soft: int, hard: int) -> str:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard)),
     )
     assert done.returncode == 0, done.stderr

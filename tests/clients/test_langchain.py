@@ -25,7 +25,7 @@ def get_weather(place: str, days: int) -> str:
 def chat(demo: str, **settings: Any) -> Any:
     from langchain_openai import ChatOpenAI  # seconds: only where it is used
 
-    return ChatOpenAI(model=MODEL, base_url=demo, api_key="not needed", max_retries=0, timeout=30, **settings)
+    return ChatOpenAI(model=MODEL, base_url=demo, api_key="not needed", max_retries=0, timeout=120, **settings)
 
 
 def test_invoke_and_stream_are_one_text(demo: str) -> None:

@@ -24,7 +24,7 @@ def ask(demo: str, **fields: Any) -> Any:
         api_base=demo,
         api_key="not needed",
         messages=MESSAGES,
-        timeout=30,
+        timeout=120,
         num_retries=0,
         **fields,
     )
@@ -54,5 +54,5 @@ def test_an_unknown_model_is_its_own_exception(demo: str) -> None:
 
     with pytest.raises(litellm.NotFoundError, match="no-such-model"):
         litellm.completion(
-            model="openai/no-such-model", api_base=demo, api_key="x", messages=MESSAGES, timeout=30, num_retries=0
+            model="openai/no-such-model", api_base=demo, api_key="x", messages=MESSAGES, timeout=120, num_retries=0
         )

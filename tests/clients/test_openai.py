@@ -19,7 +19,7 @@ MESSAGES: list[Any] = [{"role": "user", "content": "What will the weather be lik
 
 @pytest.fixture
 def client(demo: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=demo, api_key="not needed", max_retries=0, timeout=30) as made:
+    with openai.OpenAI(base_url=demo, api_key="not needed", max_retries=0, timeout=120) as made:
         yield made
 
 

@@ -24,7 +24,7 @@ MODEL = "mock-model"
 Condition = Callable[[], bool]
 
 
-async def until(condition: Condition, what: str, within: float = 15.0) -> None:
+async def until(condition: Condition, what: str, within: float = 120.0) -> None:
     """Wait until `condition()` holds; fail naming `what` otherwise."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within

@@ -205,7 +205,7 @@ async def test_a_worker_that_leaves_and_the_end_of_the_router_count_nothing(answ
     tasks = list(check._tasks.values())
     if leaves:
         check.worker_removed(worker)
-        await asyncio.wait(tasks, timeout=10)
+        await asyncio.wait(tasks, timeout=60)
     await check.stop()
     route.answers = [json(SAME)] * 3
     route.hold.set()

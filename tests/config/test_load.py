@@ -190,5 +190,5 @@ def test_anything_is_a_config_or_a_config_error(raw: Any) -> None:
 def test_importing_the_package_is_light() -> None:
     heavy = {"aiohttp", "jinja2", "numpy", "tokenizers", "transformers", "yaml", "zmq"}
     code = "import sgl_router.config, sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert not heavy & set(done.stdout.split())

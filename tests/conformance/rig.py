@@ -146,7 +146,7 @@ async def read_reply(reader: asyncio.StreamReader, *, head_only: bool = False) -
     return Reply(status, headers, body, interim)
 
 
-async def until(condition: Callable[[], bool], what: str, within: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], what: str, within: float = 120.0) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while not condition():

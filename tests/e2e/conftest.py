@@ -107,7 +107,7 @@ class Router:
         """Log lines whose event begins like this."""
         return [one for one in self.lines if one["event"].startswith(event) and fields.items() <= one.items()]
 
-    async def until(self, condition: Callable[[], Any], what: str, within: float = 40.0) -> None:
+    async def until(self, condition: Callable[[], Any], what: str, within: float = 120.0) -> None:
         deadline = asyncio.get_running_loop().time() + within
         while not condition():
             assert self.process.returncode is None, f"ended before {what}:\n{self.text[-3000:]}"
@@ -155,7 +155,7 @@ class Router:
     async def workers(self) -> list[dict[str, Any]]:
         return list(json.loads((await self.get("/workers")).body)["workers"])
 
-    async def ends(self, within: float = 40.0) -> int:
+    async def ends(self, within: float = 120.0) -> int:
         status = await asyncio.wait_for(self.process.wait(), within)
         await self._reading
         return status
@@ -169,7 +169,7 @@ class Router:
         await self._reading
 
 
-async def settles(read: Callable[[], Awaitable[Any]], wanted: Any, within: float = 30.0) -> None:
+async def settles(read: Callable[[], Awaitable[Any]], wanted: Any, within: float = 120.0) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while (got := await read()) != wanted:

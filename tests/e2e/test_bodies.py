@@ -110,7 +110,7 @@ def daemon(shared: Daemon) -> Daemon:
     return shared
 
 
-def becomes(condition: Callable[[], bool], what: Callable[[], str], within: float = 30.0) -> None:
+def becomes(condition: Callable[[], bool], what: Callable[[], str], within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, what()

@@ -52,7 +52,7 @@ class Process:
     def output(self) -> str:
         return "".join(self.lines)
 
-    def until(self, pattern: str, within: float = 40.0) -> re.Match[str]:
+    def until(self, pattern: str, within: float = 120.0) -> re.Match[str]:
         """The first match of `pattern` in the output."""
         deadline = time.monotonic() + within
         with self._news:
@@ -67,7 +67,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self._child.send_signal(number)
 
-    def wait(self, within: float = 30.0) -> int:
+    def wait(self, within: float = 120.0) -> int:
         return self._child.wait(within)
 
     def close(self) -> None:
@@ -107,13 +107,13 @@ def request(url: str, body: object = None) -> tuple[int, dict[str, str], bytes]:
     data = None if body is None else json.dumps(body).encode()
     query = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(query, timeout=20) as reply:
+        with urllib.request.urlopen(query, timeout=120) as reply:
             return reply.status, dict(reply.headers), reply.read()
     except urllib.error.HTTPError as reply:
         return reply.code, dict(reply.headers), reply.read()
 
 
-def until_ready(url: str, within: float = 30.0) -> None:
+def until_ready(url: str, within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     while True:
         status, _, body = request(url + "/readyz")

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import MakeRouter, MakeWorkers, Reply, Router, settles
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 CLIENTS = 240
 FRONTS = [{"processes": 1}, {"processes": 1, "http_front": "aiohttp"}, {"processes": 2}]

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Client, MakeRouter, MakeWorkers, Router
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 CLIENTS = 150
 FRONTS = [{"processes": 1}, {"processes": 1, "http_front": "aiohttp"}, {"processes": 2}]
@@ -85,7 +85,7 @@ async def test_a_stream_through_the_drain_ends_whole(make_router: MakeRouter, ma
     worker.gate.close()
     client = await router.open()
     client.send_chat(stream=True)
-    await worker.gate.arrived(1, timeout=20)
+    await worker.gate.arrived(1, timeout=120)
     router.process.send_signal(signal.SIGTERM)
     assert await idle.read() is None
     with pytest.raises(OSError):

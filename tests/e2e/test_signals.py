@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.conftest import MODEL, MakeRouter, MakeWorkers, Router, settles
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 
@@ -46,7 +46,7 @@ async def test_signals_that_mean_nothing_break_nothing(
     worker.gate.close()
     client = await router.open()
     client.send_chat(stream=True)
-    await worker.gate.arrived(1, timeout=20)
+    await worker.gate.arrived(1, timeout=120)
     for pid in pids(line):
         for number in HARMLESS:
             os.kill(pid, number)
@@ -76,7 +76,7 @@ async def test_sigusr1_tells_where_every_process_stands(
     line = await router.listening()
     worker.gate.close()
     held = [asyncio.create_task(router.chat(f"question {number}")) for number in range(20)]
-    await worker.gate.arrived(20, timeout=20)
+    await worker.gate.arrived(20, timeout=120)
     router.process.send_signal(signal.SIGUSR1)
     dumps = len(pids(line))
     await router.until(lambda: len(router.said("SIGUSR1: where tasks")) == dumps, "each process has told")

@@ -65,7 +65,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_a_shortage_is_waited_out_and_never_ends_the_process() -> None:
     context = zmq.Context()
     publishers = [context.socket(zmq.PUB) for _ in range(2)]

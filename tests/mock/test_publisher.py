@@ -79,7 +79,7 @@ async def stream(profile: str = "topic", **settings: Any) -> AsyncIterator[Strea
     subscriber.connect(tcp_endpoint("127.0.0.1", port))
     dealer.connect(tcp_endpoint("127.0.0.1", replay_port))
     try:
-        await publisher.subscribed(timeout=5)
+        await publisher.subscribed(timeout=60)
         yield Stream(publisher, subscriber, dealer)
     finally:
         await publisher.close()
@@ -226,7 +226,7 @@ async def test_subscribers_are_counted_as_they_come_and_go() -> None:
         events.subscriber.setsockopt(zmq.UNSUBSCRIBE, b"")
         events.subscriber.setsockopt(zmq.SUBSCRIBE, b"kv")
         events.subscriber.setsockopt(zmq.SUBSCRIBE, b"k")
-        await events.publisher.subscribed(2, timeout=5)
+        await events.publisher.subscribed(2, timeout=60)
 
 
 async def test_ranks_take_consecutive_ports_and_release_them() -> None:

@@ -26,7 +26,7 @@ except ZeroDivisionError:
 
 
 def run(level: str, fmt: str) -> list[str]:
-    done = subprocess.run([sys.executable, "-c", CODE, level, fmt], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", CODE, level, fmt], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return done.stderr.splitlines()
@@ -77,7 +77,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("fmt", ["text", "json"])
 def test_lines_of_requests_keep_their_place_and_the_last_is_written_at_exit(fmt: str) -> None:
-    done = subprocess.run([sys.executable, "-c", ORDER, "info", fmt], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", ORDER, "info", fmt], capture_output=True, text=True, timeout=240)
     found = done.stderr.splitlines()
     assert len(found) == 5, done.stderr
     for line, word in zip(found, ("first", "second", "third", "fourth", "fifth"), strict=True):
@@ -92,7 +92,7 @@ def test_a_full_pipe_holds_up_nothing() -> None:
     )
     assert process.stdout is not None
     assert process.stdout.readline() == b"True\n"  # 2,000 lines are more than a pipe holds, and nobody reads them
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     lines = err.splitlines()
     assert len(lines) == 2004
     assert all(json.loads(line) for number, line in enumerate(lines) if number != 3)
@@ -104,7 +104,7 @@ def test_what_the_hub_client_says_is_told_once() -> None:
         "configure_logging('info', 'text'); import huggingface_hub\n"
         "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s'); flush_logs()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.stderr.splitlines() == ["Retrying in 1s"]
 
 
@@ -112,7 +112,7 @@ def test_the_fields_of_a_text_line_stand_in_the_order_in_which_they_are_looked_a
     code = ORDER.replace("record.finish(", "record.error = BadRequest('no'); record.finish(").replace(
         "import logging\n", "import logging\nfrom sgl_router.errors import BadRequest\n", 1
     )
-    done = subprocess.run([sys.executable, "-c", code, "info", "text"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, "info", "text"], capture_output=True, text=True, timeout=240)
     line = done.stderr.splitlines()[0]
     keys = [word.partition("=")[0] for word in line.split() if "=" in word]
     assert keys[:6] == ["method", "status", "ms", "code", "request_id", "model"], line
@@ -142,7 +142,7 @@ def test_a_terminal_has_colours_unless_it_asks_for_none(environment: dict[str, s
         while piece := os.read(main, 65536):
             said += piece
     os.close(main)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=240) == 0
     assert b"first" in said and b"fifth" in said
     assert (b"\x1b[" in said) is coloured
     plain = re.sub(rb"\x1b\[[0-9;]*m", b"", said)
@@ -171,5 +171,5 @@ log.info("interrupted")
 
 
 def test_a_signals_handler_may_log_in_the_middle_of_a_line() -> None:
-    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=20)
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=120)
     assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == ["from the handler", "interrupted"]

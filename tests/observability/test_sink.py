@@ -38,7 +38,7 @@ def read(fd: int) -> bytes:
     return found
 
 
-async def arrives(fd: int, expected: bytes, within: float = 10.0) -> None:
+async def arrives(fd: int, expected: bytes, within: float = 120.0) -> None:
     deadline = time.monotonic() + within
     found = b""
     while len(found) < len(expected):

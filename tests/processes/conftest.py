@@ -29,7 +29,7 @@ PAGE = 16
 CONFIG = ModelConfig(id=MODEL, tokenizer_path="unused", cache_aware=CacheAwareConfig(balance_abs_threshold=4))
 
 
-async def until(condition: Callable[[], bool], what: str, within: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], what: str, within: float = 120.0) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while not condition():

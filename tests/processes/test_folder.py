@@ -46,7 +46,7 @@ def test_the_folder_of_a_killed_router_is_removed_by_the_next_one(parent: Path) 
     code += f"tempfile.tempdir = {str(parent)!r}\n"
     code += "from sgl_router.processes.folder import private_folder\n"
     code += "with private_folder() as paths:\n    print(paths.folder)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-    done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=120)
     folder = Path(done.stdout.strip())
     assert folder.is_dir(), done.stderr
     with private_folder() as paths:

@@ -56,7 +56,7 @@ class Router:
     def said(self, event: str, **fields: Any) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["event"] == event and fields.items() <= line.items()]
 
-    async def until(self, condition: Callable[[], Any], what: str, within: float = 40.0) -> None:
+    async def until(self, condition: Callable[[], Any], what: str, within: float = 120.0) -> None:
         deadline = asyncio.get_running_loop().time() + within
         while not condition():
             assert self.process.returncode is None, f"ended before {what}:\n{self.text}"
@@ -112,7 +112,7 @@ class Router:
         await self._reading
 
 
-async def settles(read: Callable[[], Awaitable[Any]], wanted: Any, within: float = 30.0) -> None:
+async def settles(read: Callable[[], Awaitable[Any]], wanted: Any, within: float = 120.0) -> None:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + within
     while (got := await read()) != wanted:

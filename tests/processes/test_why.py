@@ -76,7 +76,7 @@ class Rig:
     async def decisions(self, url: str) -> list[dict[str, Any]]:
         return list(json.loads((await self.call(url, "/internal/decisions"))[1])["decisions"])
 
-    async def until(self, condition: Any, what: str, within: float = 15.0) -> None:
+    async def until(self, condition: Any, what: str, within: float = 120.0) -> None:
         deadline = asyncio.get_running_loop().time() + within
         while not await condition():
             assert asyncio.get_running_loop().time() < deadline, f"not within {within} s: {what}"
@@ -93,7 +93,7 @@ class Rig:
         self.routing = asyncio.create_task(run_routing(config, paths, orders))  # type: ignore[arg-type]
         stack.push_async_callback(self.end_routing)
         ready = asyncio.create_task(orders.is_ready.wait())
-        await asyncio.wait((ready, self.routing), return_when=asyncio.FIRST_COMPLETED, timeout=30)
+        await asyncio.wait((ready, self.routing), return_when=asyncio.FIRST_COMPLETED, timeout=120)
         assert ready.done() and not self.routing.done()
         [listener] = bind("127.0.0.1", 0)
         self.data = DataProcess(config, 0, listener, paths)
@@ -111,7 +111,7 @@ class Rig:
 
     async def end_routing(self) -> None:
         self.orders.leave.set()
-        await asyncio.wait((self.routing,), timeout=10)
+        await asyncio.wait((self.routing,), timeout=60)
 
 
 @pytest.fixture

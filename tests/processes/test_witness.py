@@ -98,11 +98,11 @@ async def start(tmp_path: pathlib.Path) -> AsyncIterator[Any]:
 
             async def end() -> None:
                 orders.leave.set()
-                await asyncio.wait((routing,), timeout=10)
+                await asyncio.wait((routing,), timeout=60)
 
             stack.push_async_callback(end)
             ready = asyncio.create_task(orders.is_ready.wait())
-            await asyncio.wait((ready, routing), return_when=asyncio.FIRST_COMPLETED, timeout=30)
+            await asyncio.wait((ready, routing), return_when=asyncio.FIRST_COMPLETED, timeout=120)
             assert ready.done()
             [listener] = bind("127.0.0.1", 0)
             data = DataProcess(config, 0, listener, paths)

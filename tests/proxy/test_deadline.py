@@ -78,9 +78,17 @@ async def test_a_thousand_deadlines_fire_each_in_its_time() -> None:
             await asyncio.Event().wait()
         return loop.time() - began - seconds
 
-    lateness = await asyncio.gather(*[job(0.02 + n % 10 / 50) for n in range(1000)])
+    async def plain(seconds: float) -> float:
+        began = loop.time()
+        await asyncio.sleep(seconds)
+        return loop.time() - began - seconds
+
+    waits = [0.02 + n % 10 / 50 for n in range(1000)]
+    # A machine may be so busy that the loop itself is late.
+    late_loop = asyncio.gather(*[plain(wait) for wait in waits])
+    lateness = await asyncio.gather(*[job(wait) for wait in waits])
     assert min(lateness) >= 0
-    assert sorted(lateness)[500] < 0.1
+    assert sorted(lateness)[500] < 0.1 + sorted(await late_loop)[500]
 
 
 async def test_after_the_block_nothing_is_kept() -> None:

@@ -72,7 +72,7 @@ async def test_the_router_s_placement_comes_with_it(start_worker, vocabulary) ->
         await daemon.start()
         stack.push_async_callback(daemon.stop)
         for worker in workers:
-            await worker.subscribed(timeout=15.0)
+            await worker.subscribed(timeout=120)
         maker = PromptMaker(vocabulary, block_tokens=BLOCK, seed=0)
         replay = await run_replay(settings(daemon.url, model="mock-model"), maker)
     summary = replay.summary

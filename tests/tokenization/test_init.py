@@ -16,5 +16,5 @@ def test_importing_the_package_loads_no_tokenizer_library() -> None:
         "heavy = {'transformers', 'tokenizers', 'fastokens', 'jinja2', 'huggingface_hub', 'torch'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.strip() == "[]"

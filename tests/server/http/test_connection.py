@@ -248,7 +248,7 @@ async def test_a_client_that_takes_its_time_gets_all_of_its_answer() -> None:
     async def serve(services: Any, inbound: Any, out: Any) -> None:
         await out.send(200, [], b"y" * (16 << 20))
 
-    limits = HttpLimits(sweep_secs=0.02, flush_secs=0.4)
+    limits = HttpLimits(sweep_secs=0.02, flush_secs=1.6)
     async with running("native", limits=limits) as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
