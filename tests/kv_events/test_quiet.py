@@ -180,7 +180,7 @@ async def check(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QuietCheck]:
 
 async def until(condition: Callable[[], bool], what: str) -> None:
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + 10.0
+    deadline = loop.time() + 120
     while not condition():
         assert loop.time() < deadline, what
         await asyncio.sleep(0.002)

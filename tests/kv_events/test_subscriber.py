@@ -149,7 +149,7 @@ async def test_a_name_with_two_addresses_is_reached_where_only_ipv4_listens(setu
 
 async def lines(logs: list[Any], event: str, number: int = 1) -> list[Any]:
     """Of the log, waited for."""
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + 120
     while len(found := [line for line in logs if line["event"] == event]) < number:
         assert asyncio.get_running_loop().time() < deadline, f"no line {event!r}: {logs}"
         await asyncio.sleep(0.01)

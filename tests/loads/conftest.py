@@ -24,7 +24,7 @@ Until = Callable[..., Awaitable[None]]
 @pytest.fixture
 def until() -> Until:
     async def wait(condition: Callable[[], Any], what: str = "the condition") -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not condition():
             assert time.monotonic() < deadline, f"waited in vain for {what}"
             await asyncio.sleep(0.002)
@@ -59,7 +59,7 @@ class LoadSocket:
         await self._told(b"\x00load")
 
     async def _told(self, what: bytes) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while True:
             try:
                 assert self._socket.recv(zmq.NOBLOCK) == what

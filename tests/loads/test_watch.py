@@ -106,10 +106,11 @@ async def test_reports_follow_requests_that_nobody_told_the_router_of(
 async def test_speeds_counted_from_launch_to_launch_are_not_believed(
     rig: Rig, start_worker: Any, session: aiohttp.ClientSession, until: Any, version: str, told: bool
 ) -> None:
-    mock = await start_worker(publish_load=True, version=version)
+    mock = await start_worker(publish_load=True, version=version, decode_ms_per_token=100.0)
     rig.watch(silent_secs=30.0)
     worker = await registered(rig, session, mock)
     assert worker.info.version == version
+    await until(lambda: rig.last(worker), "the channel is heard")
     asked = chat(session, worker)
     await until(lambda: (now := rig.last(worker)) and now.running, "it runs")
     assert await asked == 200

@@ -70,7 +70,7 @@ class Router:
         await self.until(lambda one: one["next_seq"] == self.worker.publishers[0].next_sequence, "events are applied")
 
     async def until(self, holds: Any, what: str) -> None:
-        deadline = asyncio.get_running_loop().time() + 15
+        deadline = asyncio.get_running_loop().time() + 120
         while not holds(await self.stream()):
             assert asyncio.get_running_loop().time() < deadline, what
             await asyncio.sleep(0.005)
@@ -109,7 +109,7 @@ async def start(tmp_path: pathlib.Path) -> AsyncIterator[Any]:
             await data.start()
             stack.push_async_callback(data.stop)
             router = Router(f"http://127.0.0.1:{listener.getsockname()[1]}", mock, session)
-            deadline = asyncio.get_running_loop().time() + 20
+            deadline = asyncio.get_running_loop().time() + 120
             while "reasons" in await router.get("/readyz"):
                 assert asyncio.get_running_loop().time() < deadline, "not ready"
                 await asyncio.sleep(0.01)
