@@ -264,6 +264,14 @@ def test_hostile_chunks_do_not_hold_the_loop(daemon: Daemon, path: str, line: by
     becomes(lambda: daemon.memory("VmRSS") - base < 60, lambda: f"{daemon.memory('VmRSS')} MiB of {base} at first")
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/healthz"])
+def test_trailers_without_an_end_leave_nothing_behind(daemon: Daemon, path: str) -> None:
+    base = daemon.memory("VmRSS")
+    for _ in range(5):
+        _chunked(path, b"x" * 1000, b"0\r\nA: ")(daemon)
+    becomes(lambda: daemon.memory("VmRSS") - base < 60, lambda: f"{daemon.memory('VmRSS')} MiB of {base} at first")
+
+
 def test_refused_bodies_leave_nothing_behind(daemon: Daemon) -> None:
     """An error's frames held the record, the record the error, and the frames 30 MiB each, until a collector came."""
     raw = extra(b"[" * N).replace(b'"m"', b'"%b"' % MODEL.encode(), 1)
