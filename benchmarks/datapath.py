@@ -53,7 +53,6 @@ def options() -> argparse.Namespace:
     add("--peer-python", help=f"an interpreter that has {PEER}; default: one is installed into the cache")
     add("--floor", action="store_true", help="also a bare relay, to show what Python could do at best")
     add("--router-python", default=sys.executable, help="the interpreter that runs our router")
-    add("--front", choices=("native", "aiohttp"), help="server.http_front of our router")
     add("--processes", type=int, help="server.processes of our router")
     add("--workers", type=int, default=4)
     add("--cached-tokens", type=int, default=-1, help="let workers report so many cached tokens (default: none)")
@@ -107,8 +106,6 @@ def versions(python: str) -> str:
 
 def routers(args: argparse.Namespace, fleet: Fleet, scratch: Path, tokenizer: Path) -> list[Router]:
     server: dict[str, Any] = {}
-    if args.front is not None:
-        server["http_front"] = args.front
     if args.processes is not None:
         server["processes"] = args.processes
     made: list[Router] = []

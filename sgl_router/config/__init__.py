@@ -4,6 +4,7 @@ from sgl_router.config.errors import ConfigError, FieldError
 from sgl_router.config.load import LoadedConfig, load_config, parse_config
 from sgl_router.config.schema import (
     ActiveLoadConfig,
+    AdminConfig,
     CacheAwareConfig,
     CircuitBreakerConfig,
     Config,
@@ -27,6 +28,7 @@ from sgl_router.config.urls import InvalidUrl, normalise_url
 
 __all__ = [
     "ActiveLoadConfig",
+    "AdminConfig",
     "CacheAwareConfig",
     "CircuitBreakerConfig",
     "Config",

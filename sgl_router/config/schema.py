@@ -93,7 +93,6 @@ Ratio = Annotated[float, Meta(ge=0, le=1)]
 
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], Meta(extra=_also(warn="warning"))]
 LogFormat = Literal["text", "json"]
-HttpFront = Literal["native", "aiohttp"]
 QueueOrder = Literal["shortest_work_first", "fcfs"]
 DiscoveryBackend = Literal["static_urls", "k8s"]
 
@@ -121,8 +120,14 @@ class ServerConfig(Section, frozen=True, kw_only=True):
     max_buffered_bytes: Bytes | None = None
     shutdown_drain_secs: SecsOrZero = 5.0
     shutdown_grace_secs: SecsOrZero = 60.0
-    http_front: HttpFront = "native"
     processes: Processes = 1
+
+
+class AdminConfig(Section, frozen=True, kw_only=True):
+    """A listener of its own for operators' routes; without this section they are served beside the clients'."""
+
+    host: ListenHost = "127.0.0.1"
+    port: ListenPort
 
 
 class CorsConfig(Section, frozen=True, kw_only=True):
@@ -289,6 +294,7 @@ class Config(Section, frozen=True, kw_only=True):
     """The whole configuration."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
+    admin: AdminConfig | None = None
     cors: CorsConfig = field(default_factory=CorsConfig)
     observability: ObservabilityConfig = field(default_factory=ObservabilityConfig)
     models: Annotated[list[ModelConfig], Meta(min_length=1, extra=_says("a list of at least one model"))]

@@ -29,6 +29,9 @@ def check_rules(tree: dict[str, Any], base_dir: Path, env: Mapping[str, str]) ->
             errors += _queue(model, child("models", index))
     if isinstance(tree.get("server"), dict):
         errors += _server(tree["server"])
+    if isinstance(tree.get("admin"), dict):
+        server = tree.get("server")
+        errors += _admin(tree["admin"], server if isinstance(server, dict) else {})
     discovery = tree.get("discovery")
     if isinstance(discovery, dict):
         errors += _discovery(discovery, base_dir, env)
@@ -60,8 +63,6 @@ def warnings_of(config: Config) -> list[str]:
             f"proxy.connect_timeout_secs: {proxy.connect_timeout_secs:g} is greater than proxy.request_timeout_secs "
             f"({proxy.request_timeout_secs:g}) and cannot take effect"
         )
-    if config.server.processes > 1 and config.server.http_front != "native":
-        found.append("server.http_front: ignored, it is for one process: data processes use the native front")
     for index, model in enumerate(config.models):
         path, queue = child("models", index), model.queue
         if model.policy is not PolicyName.CACHE_AWARE_ZMQ and model.cache_aware != CacheAwareConfig():
@@ -84,6 +85,14 @@ def warnings_of(config: Config) -> list[str]:
         name = "k8s" if discovery.backend == "static_urls" else "static_urls"
         found.append(f"discovery.{name}: ignored, discovery.backend is {discovery.backend}")
     return found
+
+
+def _admin(admin: dict[str, Any], server: dict[str, Any]) -> Iterator[FieldError]:
+    """Operators' routes have a port of their own."""
+    usual = ServerConfig()
+    port, host = admin.get("port"), admin.get("host", usual.host)
+    if port and port == server.get("port", usual.port) and host == server.get("host", usual.host):
+        yield mismatch("admin.port", port, "another port than server.port", "without `admin` both are served there")
 
 
 def _server(server: dict[str, Any]) -> Iterator[FieldError]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from .outcome import Outcome
 if TYPE_CHECKING:
     from sgl_router.errors import RouterError
 
-__all__ = ["RefusedByParser", "log_refusal", "shown_path"]
+__all__ = ["log_refusal", "shown_path"]
 
 log = structlog.get_logger("sgl_router.request")
 
@@ -61,18 +60,3 @@ def _announced(data: bytes) -> tuple[str, bytes]:
     if rest and method.isalpha() and len(method) <= _MAX_METHOD:
         return method.decode("ascii"), rest.partition(b" ")[0]
     return "other", line
-
-
-class RefusedByParser(logging.Filter):
-    """For aiohttp's own logger: what its parser refuses never reaches a handler of ours, so its line is made from the
-    record of that, and nothing else of this logger is passed on: the client was told."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        from aiohttp.http_exceptions import HttpProcessingError
-
-        from sgl_router.errors import BadRequest
-
-        error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
-        if isinstance(error, HttpProcessingError):
-            log_refusal(BadRequest(str(error.message).partition("\n")[0][:200]), None, "other", b"")
-        return False

@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--control", type=int, required=True, metavar="FD")
     parser.add_argument("--beat-secs", type=float, required=True)
     parser.add_argument("--listener", type=int, metavar="FD")
+    parser.add_argument("--admin-listener", type=int, metavar="FD")
     parser.add_argument("--number", type=int, default=0)
     options = parser.parse_args()
 
@@ -53,7 +54,8 @@ def main() -> int:
             from .data import run_data
 
             listener = socket.socket(fileno=options.listener)
-            return await run_data(config, options.number, listener, paths, control)
+            admin = socket.socket(fileno=options.admin_listener) if options.admin_listener is not None else None
+            return await run_data(config, options.number, listener, paths, control, admin)
         finally:
             await control.close()
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import structlog
@@ -29,17 +29,22 @@ _RUN = f"import sys; sys.path[:] = {sys.path!r}; from sgl_router.processes.__mai
 
 
 class Child:
-    """Started any number of times, one process at a time. `listener` stays the supervisor's: a process that is
-    started again takes over the connections that wait on it."""
+    """Started any number of times, one process at a time. `listeners`, by the option that names each to the process,
+    stay the supervisor's: a process that is started again takes over the connections that wait on them."""
 
     def __init__(
-        self, name: str, arguments: list[str], folder: Path, watch: Watch, listener: socket.socket | None = None
+        self,
+        name: str,
+        arguments: list[str],
+        folder: Path,
+        watch: Watch,
+        listeners: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self.name = name
         self._arguments = [*arguments, "--folder", str(folder), "--parent", str(os.getpid())]
         self._arguments += ["--beat-secs", str(watch.turn_secs)]
         self._watch = watch
-        self.listener = listener
+        self.listeners = dict(listeners or {})
         self.on_born: Callable[[], None] = lambda: None
         """Called when a process has been started, and can be told something."""
         self.ready = asyncio.Event()
@@ -76,9 +81,9 @@ class Child:
             with theirs:
                 passed = [theirs.fileno()]
                 arguments = [*self._arguments, "--control", str(theirs.fileno())]
-                if self.listener is not None:
-                    passed.append(self.listener.fileno())
-                    arguments += ["--listener", str(self.listener.fileno())]
+                for option, listener in self.listeners.items():
+                    passed.append(listener.fileno())
+                    arguments += [option, str(listener.fileno())]
                 # Its own session: a Ctrl-C on the terminal is for the supervisor.
                 with signals.held_back():
                     self._process = subprocess.Popen(

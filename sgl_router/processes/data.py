@@ -8,6 +8,7 @@ import socket
 
 import structlog
 
+from sgl_router.admin.forward import Forward
 from sgl_router.config import Config
 from sgl_router.discovery.static_urls import StaticUrls
 from sgl_router.kv_events import KvIndex
@@ -15,15 +16,16 @@ from sgl_router.observability import Metrics, watch_loop_lag
 from sgl_router.policies import ActiveLoad, DecisionReason, Janitor
 from sgl_router.proxy import UpstreamPool
 from sgl_router.routing import LocalRouting
+from sgl_router.server.http.server import HttpServer
 from sgl_router.server.life import ForgetConnections, Life, count_prompts, freeze_start_up, load_models, prepare_process
 from sgl_router.server.services import Services
+from sgl_router.server.surface import explain_route, forwarded_routes, listeners
 from sgl_router.server.token_check import TokenCheck, token_check
 from sgl_router.workers import WorkerManager, WorkerRegistry, worker_api_key
 
 from .control import Control
 from .counts import Outgoing
-from .fallback import RoutingAway
-from .fronts import DataFront
+from .fallback import AWAY, RoutingAway
 from .mirror import Mirror
 from .paths import Paths
 from .remote import RemoteRouting
@@ -40,10 +42,18 @@ _LAST_WORDS_SECS = 1.0
 class DataProcess:
     """`start`, then `stop`."""
 
-    def __init__(self, config: Config, number: int, listener: socket.socket, paths: Paths) -> None:
+    def __init__(
+        self,
+        config: Config,
+        number: int,
+        listener: socket.socket,
+        paths: Paths,
+        admin_listener: socket.socket | None = None,
+    ) -> None:
         self.config = config
         self._number = number
         self._listener = listener
+        self._admin_listener = admin_listener
         self._paths = paths
         self._life = Life()
         self._talk: asyncio.Task[None] | None = None
@@ -70,8 +80,8 @@ class DataProcess:
             fallback,
             process=self._number,
             wait_secs={model.id: model.queue.max_wait_secs for model in config.models if model.queue.enabled},
-            max_model_lens={model.id: model.tokenizer.max_model_len for model in models.values()},
             fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_AWAY.value).inc(),
+            started=self._routing_started,
         )
         if config.health.check_tokens and self._number == 0:
             self._tokens = token_check(models, metrics, worker_api_key(config))
@@ -88,16 +98,24 @@ class DataProcess:
             metrics=metrics,
             worker_api_key=worker_api_key(config),
             descriptors=descriptors,
+            readiness=self.routing.unready,
         )
+        # The routing process must have a descriptor for each request that is forwarded.
+        most = max(descriptors.requests // config.server.processes, 8)
+        self._forward = Forward(self._paths.http, lambda: AWAY, descriptors, most)
         life = self._life
         self._talk = asyncio.create_task(self.routing.run(), name="routing")
         if not await self.routing.joined(_JOIN_SECS):
             log.warning("the routing process cannot be reached, starting without it")
-        await life.serve(DataFront(self.services, self._paths.http, lambda: self.routing.away), self._listener)
+        operators = [*forwarded_routes(self._forward.serve), explain_route()]
+        await life.serve(HttpServer(self.services), listeners(self._listener, self._admin_listener, operators))
         life.spawn(Janitor(load, config.active_load.stale_request_timeout_secs).run, "janitor")
         life.spawn(lambda: watch_loop_lag(metrics.loop_lag.observe), "loop lag")
         life.spawn(lambda: count_prompts(self.services), "prompt counts")
         life.spawn(self._send_counts, "counts")
+
+    def _routing_started(self, at: float) -> None:
+        self.services.started_at = at
 
     def drain(self) -> None:
         self.services.draining = True
@@ -107,7 +125,8 @@ class DataProcess:
         services, life = self.services, self._life
         await life.finish_requests(services, grace_secs)
         await life.end_jobs()
-        await life.end_front()
+        await life.end_server()
+        self._forward.close()
         self._send_news()
         if self._talk is not None:
             self._talk.cancel()
@@ -134,10 +153,17 @@ class DataProcess:
             self.routing.send_counts(news)
 
 
-async def run_data(config: Config, number: int, listener: socket.socket, paths: Paths, control: Control) -> int:
+async def run_data(
+    config: Config,
+    number: int,
+    listener: socket.socket,
+    paths: Paths,
+    control: Control,
+    admin_listener: socket.socket | None = None,
+) -> int:
     """Until the supervisor says so."""
     await control.start()
-    process = DataProcess(config, number, listener, paths)
+    process = DataProcess(config, number, listener, paths, admin_listener)
     await process.start()
     freeze_start_up()
     control.ready()

@@ -13,7 +13,7 @@ from sgl_router.workers.worker import HealthState, Worker
 
 from .keys import hashing_of
 from .lease_side import LeaseSide
-from .wire import Fleet, Hello, Message, WorkerGone, WorkerState
+from .wire import Fleet, Message, Readiness, WorkerGone, WorkerState
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import KvIndex
@@ -41,7 +41,7 @@ class LeaseServer:
         index: KvIndex,
         *,
         merge: Callable[[bytes], None] = lambda delta: None,
-        introduced: Callable[[Hello], None] = lambda hello: None,
+        readiness: Callable[[], Readiness] = lambda: Readiness([], 0.0),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.routing = routing
@@ -51,7 +51,8 @@ class LeaseServer:
         self._hashing = hashing_of(index)
         self.merge = merge
         """Takes the counts that data processes send."""
-        self._introduced = introduced
+        self._readiness = readiness
+        self._told_readiness = readiness()
         self.clock = clock
         self.by_generation: dict[int, Worker] = {}
         self._told_health: dict[Worker, tuple[HealthState, bool]] = {}
@@ -84,11 +85,11 @@ class LeaseServer:
 
     # --- sides --------------------------------------------------------------------------------------------------
 
-    def joined(self, side: LeaseSide, hello: Hello) -> None:
-        self._introduced(hello)
+    def joined(self, side: LeaseSide) -> None:
         self._look_now()
         self._sides.add(side)
         side.link.send(self._hashing)
+        side.link.send(self._told_readiness)
         side.link.send(Fleet([self._state(worker) for worker in self.registry.all()]))
 
     def left(self, side: LeaseSide) -> None:
@@ -124,6 +125,10 @@ class LeaseServer:
         if hashing != self._hashing:
             self._hashing = hashing
             self._tell(hashing)
+        readiness = self._readiness()
+        if readiness != self._told_readiness:
+            self._told_readiness = readiness
+            self._tell(readiness)
         for worker, told in self._told_health.items():
             if (health := self._health(worker)) != told:
                 self._told_health[worker] = health

@@ -96,7 +96,7 @@ class LeaseSide:
         else:
             self._process = message.process
             log.info("data process connected", data_process=message.process, data_pid=message.pid)
-            self._server.joined(self, message)
+            self._server.joined(self)
 
     def _used_before(self, seq: int) -> bool:
         if seq not in self._undecided and seq not in self._leases:

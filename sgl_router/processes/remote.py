@@ -39,6 +39,7 @@ from .wire import (
     Held,
     Hello,
     NobodyLeft,
+    Readiness,
     Refused,
     WorkerGone,
     WorkerState,
@@ -83,11 +84,11 @@ class RemoteRouting:
         fallback: LocalRouting,
         *,
         process: int = 0,
-        max_model_lens: Mapping[str, int | None] | None = None,
         answer_secs: float = _ANSWER_SECS,
         wait_secs: Mapping[str, float] | None = None,
         explain_secs: float = _EXPLAIN_SECS,
         fell_back: Callable[[str], None] = lambda model_id: None,
+        started: Callable[[float], None] = lambda at: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -95,11 +96,13 @@ class RemoteRouting:
         self._mirror = mirror
         self._load = load
         self._fallback = fallback
-        self._hello = Hello(process, os.getpid(), dict(max_model_lens or {}))
+        self._hello = Hello(process, os.getpid())
         self._answer_secs = answer_secs
         # By model, how long an answer may take that has been announced to take long.
         self._wait_secs = {model_id: secs + answer_secs for model_id, secs in (wait_secs or {}).items()}
         self._fell_back = fell_back
+        self._started = started
+        self._reasons: list[str] = []
         self._link: Link[FromRouting] | None = None
         self._hasher = PromptHasher()
         self._joined = asyncio.Event()
@@ -115,6 +118,10 @@ class RemoteRouting:
         """Whether decisions are made here for now."""
         link = self._link
         return link is None or self._stalled or link.congested or not self._joined.is_set()
+
+    def unready(self) -> list[str]:
+        """Why this router is not ready, as far as is known here: the routing process's own reasons."""
+        return [AWAY] if self.away else self._reasons
 
     @property
     def in_flight(self) -> int:
@@ -311,6 +318,9 @@ class RemoteRouting:
             self._mirror.gone(message.generation)
         elif isinstance(message, Hashing):
             self._hasher.learn(message)
+        elif isinstance(message, Readiness):
+            self._reasons = message.reasons
+            self._started(message.started_at)
         elif isinstance(message, Fleet):
             self._mirror.replace(message.workers)
             self._joined.set()

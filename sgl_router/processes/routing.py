@@ -20,10 +20,9 @@ from sgl_router.workers import HealthState, Target
 
 from .control import Cause, Control
 from .counts import merge
-from .fronts import AdminFront
 from .lease_server import LeaseServer
 from .paths import Paths
-from .wire import Hello
+from .wire import Readiness
 
 if TYPE_CHECKING:
     from sgl_router.server.services import Services
@@ -43,7 +42,7 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
     restarts: dict[tuple[str, str], int] = {}
     control.restarted = lambda name, cause, count: restarts.update({(name, cause): count})
     await control.start()
-    daemon = Daemon(config, listener=_admin_socket(paths), front=AdminFront, models=_without_tokenizers)
+    daemon = Daemon(config, inner=_inner_socket(paths), models=_without_tokenizers)
     await daemon.start()
     freeze_start_up()
     services = daemon.services
@@ -59,7 +58,7 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
         services.load,
         services.index,
         merge=lambda delta: merge(services.metrics, delta),
-        introduced=lambda hello: _learn(services, hello),
+        readiness=lambda: Readiness(services.unready(), services.started_at),
     )
     await _settled(services)
     await server.start(paths.leases)
@@ -76,9 +75,7 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
 class _Unloaded:
     """In a tokenizer's place: only data processes render and tokenize. Starting takes a third of the time."""
 
-    def __init__(self) -> None:
-        self.max_model_len: int | None = None
-        self.prompt_counts = None
+    prompt_counts = None
 
     def close(self) -> None: ...
 
@@ -94,17 +91,11 @@ async def _without_tokenizers(
     }
 
 
-def _learn(services: Services, hello: Hello) -> None:
-    for name, length in hello.max_model_lens.items():
-        if name in services.models:
-            cast("_Unloaded", services.models[name].tokenizer).max_model_len = length
-
-
 def _show_restart(services: Services, labels: tuple[str, str], count: int) -> None:
     services.metrics.process_restarts.labels(*labels).value = count
 
 
-def _admin_socket(paths: Paths) -> socket.socket:
+def _inner_socket(paths: Paths) -> socket.socket:
     for left_behind in (paths.http, paths.leases):
         Path(left_behind).unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

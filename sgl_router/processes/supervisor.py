@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,37 +40,55 @@ _WATCH = Watch()
 
 def supervise(config: Config, watch: Watch = _WATCH) -> int:
     """Run the router until a signal. 0 after a clean shutdown, 2 if it could not start."""
-    server = config.server
+    server, admin = config.server, config.admin
     with contextlib.ExitStack() as stack:
         try:
             listeners = bind(server.host, server.port, sockets=server.processes)
+            for listener in listeners:
+                stack.callback(listener.close)
+            admin_listeners: list[socket.socket] = []
+            if admin is not None:
+                admin_listeners = bind(admin.host, admin.port, sockets=server.processes, section="admin")
             paths = stack.enter_context(private_folder())
         except StartupError as error:
             print(f"sgl-router: {error}", file=sys.stderr)
             return 2
         paths.config.write_bytes(msgspec.json.encode(config))
-        return asyncio.run(Supervisor(config, paths, listeners, watch).run())
+        return asyncio.run(Supervisor(config, paths, listeners, watch, admin_listeners).run())
 
 
 class Supervisor:
-    """One routing process, and a data process for each listener."""
+    """One routing process, and a data process for each listener; `admin_listeners`: none, or as many."""
 
     def __init__(
-        self, config: Config, paths: Paths, listeners: list[socket.socket], watch: Watch = _WATCH
+        self,
+        config: Config,
+        paths: Paths,
+        listeners: list[socket.socket],
+        watch: Watch = _WATCH,
+        admin_listeners: Sequence[socket.socket] = (),
     ) -> None:
         self._config = config
         self._folder, self._removed = paths.folder, paths.removed
         self._listeners = listeners
+        self._admin_listeners = admin_listeners
         self._watch_secs = watch.turn_secs
         self._routing = Child("routing", ["routing"], paths.folder, watch)
         self._routing.on_born = self._tell_restarts
         self._data = [
-            Child(f"data-{number}", ["data", "--number", str(number)], paths.folder, watch, listener)
-            for number, listener in enumerate(listeners)
+            Child(f"data-{number}", ["data", "--number", str(number)], paths.folder, watch, self._listeners_of(number))
+            for number in range(len(listeners))
         ]
         self._restarts: Counter[tuple[str, Cause]] = Counter()
         self._stopping = False
         self._started = False
+
+    def _listeners_of(self, number: int) -> dict[str, socket.socket]:
+        """By the option of a data process."""
+        found = {"--listener": self._listeners[number]}
+        if self._admin_listeners:
+            found["--admin-listener"] = self._admin_listeners[number]
+        return found
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -162,6 +181,7 @@ class Supervisor:
         server = self._config.server
         port = self._listeners[0].getsockname()[1]
         host = f"[{server.host}]" if ":" in server.host else server.host
+        more = {"admin_port": self._admin_listeners[0].getsockname()[1]} if self._admin_listeners else {}
         log.info(
             "router listening",
             url=f"http://{host}:{port}",
@@ -171,6 +191,7 @@ class Supervisor:
             pid=os.getpid(),
             routing_pid=self._routing.pid,
             data_pids=[child.pid for child in self._data],
+            **more,
         )
 
     async def _take_down(self, keepers: dict[asyncio.Task[int], Child]) -> None:
@@ -179,7 +200,7 @@ class Supervisor:
         server = self._config.server
         for child in (self._routing, *self._data):
             child.say(Order.DRAIN)
-        for listener in self._listeners:
+        for listener in (*self._listeners, *self._admin_listeners):
             listener.close()  # what data processes hold is closed when they stop to listen; then nothing must be left
         carrying = [keeper for keeper, child in keepers.items() if child is not self._routing]
         patience = server.shutdown_drain_secs + server.shutdown_grace_secs + _STOP_SECS

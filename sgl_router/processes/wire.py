@@ -32,6 +32,7 @@ __all__ = [
     "Message",
     "NobodyLeft",
     "Question",
+    "Readiness",
     "Refused",
     "ToRouting",
     "WorkerGone",
@@ -58,8 +59,6 @@ class Hello(Message, tag=1):
 
     process: int
     pid: int
-    max_model_lens: dict[str, int | None]
-    """By model, what its tokenizer says: the routing process has none, and is asked for it in /v1/models."""
 
 
 class Question(Message):
@@ -165,6 +164,14 @@ class Fleet(Message, tag=12):
     workers: list[WorkerState]
 
 
+class Readiness(Message, tag=21):
+    """Why this router is not ready; nothing where it is. Before `Fleet`, and again whenever it changes."""
+
+    reasons: list[str]
+    started_at: float
+    """Unix time: what `/v1/models` says of when its models were there is the same in all processes."""
+
+
 class WorkerGone(Message, tag=13):
     generation: int
 
@@ -222,7 +229,19 @@ class Expired(Message, tag=16):
 
 
 ToRouting = Hello | Choose | Explain | FirstByte | End | Declare | Heard | Counts
-FromRouting = Hashing | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Held | Refused | Explained | Expired
+FromRouting = (
+    Hashing
+    | Readiness
+    | Fleet
+    | WorkerState
+    | WorkerGone
+    | Chosen
+    | NobodyLeft
+    | Held
+    | Refused
+    | Explained
+    | Expired
+)
 
 to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)
 from_routing: msgspec.msgpack.Decoder[FromRouting] = msgspec.msgpack.Decoder(FromRouting)

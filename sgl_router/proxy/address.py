@@ -13,18 +13,20 @@ __all__ = ["Address"]
 
 class Address:
     """Where one worker listens, and the connections to it: at most `limit`, those in use and those idle together.
+    `unix:/path` is a socket of this machine.
 
     Who finds all of them in use waits in line for one that is handed back, or for the place of one that was closed.
     """
 
-    __slots__ = ("authority", "host", "idle", "limit", "live", "open", "port", "tls", "waiting")
+    __slots__ = ("authority", "host", "idle", "limit", "live", "open", "port", "tls", "unix", "waiting")
 
     def __init__(self, url: str, limit: int) -> None:
         parts = urlsplit(url)
+        self.unix = parts.path if parts.scheme == "unix" else None
         self.host = parts.hostname or ""
         self.tls = parts.scheme == "https"
         self.port = parts.port or (443 if self.tls else 80)
-        self.authority = parts.netloc.rpartition("@")[2].encode("ascii")
+        self.authority = parts.netloc.rpartition("@")[2].encode("ascii") or b"localhost"
         self.limit = limit
         self.idle: list[UpstreamConnection] = []  # latest used last
         self.open = 0

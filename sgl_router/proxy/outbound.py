@@ -1,4 +1,4 @@
-"""What the data path needs of an HTTP front: somewhere to put an answer."""
+"""What the data path needs of the HTTP server: somewhere to put a response."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Outbound(Protocol):
 
 
 class DirectOutbound(Outbound, Protocol):
-    """A front that can also take a piece at once, outside of any task: a stream then costs no wake-up per event.
+    """One that can also take a piece at once, outside of any task: a stream then costs no wake-up per event.
 
     An Outbound without `try_write` is served by `write` alone.
     """

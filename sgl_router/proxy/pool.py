@@ -165,9 +165,13 @@ class UpstreamPool:
                 self._tls = _tls_context()
             for last in (False, True):
                 try:
-                    await asyncio.get_running_loop().create_connection(
-                        lambda: connection, address.host, address.port, ssl=self._tls if address.tls else None
-                    )
+                    loop = asyncio.get_running_loop()
+                    if address.unix is not None:
+                        await loop.create_unix_connection(lambda: connection, address.unix)
+                    else:
+                        await loop.create_connection(
+                            lambda: connection, address.host, address.port, ssl=self._tls if address.tls else None
+                        )
                     break
                 except OSError as error:  # refused, unreachable, name not found, TLS refused; or the router's own
                     code = shortage(error)

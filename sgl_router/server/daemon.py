@@ -23,11 +23,13 @@ from sgl_router.proxy import UpstreamPool
 from sgl_router.routing import DecisionLog, LocalRouting
 from sgl_router.workers import Target, WorkerManager, WorkerRegistry, worker_api_key
 
-from .front import Front, make_front
+from .http.server import HttpServer
 from .life import ForgetConnections, Life, count_prompts, freeze_start_up, load_models, prepare_process
 from .listen import StartupError, bind
+from .routes import Routes
 from .services import Model, Services
 from .snapshot_keeper import SnapshotKeeper
+from .surface import explain_route, fleet_routes, listeners
 from .token_check import TokenCheck, token_check
 
 __all__ = ["Daemon", "StartupError"]
@@ -40,8 +42,8 @@ log = structlog.get_logger(__name__)
 class Daemon:
     """`start`, then `run` until a signal (or `stop` directly, where another program hosts the router).
 
-    For a router in several processes: `listener` is a bound socket to answer on, instead of `server.host` and
-    `server.port`, `front` makes what answers, `models` says with what tokenizers.
+    As the routing process of several: `inner` is a bound socket on which the others ask for operators' routes, the
+    only ones it answers; `models` says with what tokenizers.
     """
 
     def __init__(
@@ -49,15 +51,13 @@ class Daemon:
         config: Config,
         *,
         rng: random.Random | None = None,
-        listener: socket.socket | None = None,
-        front: Callable[[Services], Front] | None = None,
+        inner: socket.socket | None = None,
         models: LoadModels = load_models,
     ) -> None:
         self.config = config
         self._rng = random.Random() if rng is None else rng
-        self._listener = listener
+        self._inner = inner
         self._load_models = models
-        self._front = front or (lambda services: make_front(services, config.server.http_front))
         self._life = Life()
         self._services: Services | None = None
         self._routing: LocalRouting | None = None
@@ -65,6 +65,7 @@ class Daemon:
         self._watch: LoadWatch | None = None
         self._tokens: TokenCheck | None = None
         self.port = 0
+        self.admin_port = 0
 
     @property
     def services(self) -> Services:
@@ -89,10 +90,7 @@ class Daemon:
             discovery = make_discovery(config.discovery)
         except DiscoveryUnavailable as error:
             raise StartupError(str(error)) from None
-        listener = self._listener
-        if listener is None:
-            [listener] = bind(config.server.host, config.server.port)
-            self.port = listener.getsockname()[1]
+        sockets = self._bind()
         events = config.kv_events
         index = KvIndex(
             receive_high_water_mark=events.receive_high_water_mark,
@@ -109,7 +107,8 @@ class Daemon:
         try:
             models = await self._load_models(config, self._rng, index.held_tokens)
         except BaseException:
-            listener.close()
+            for listener in sockets:
+                listener.close()
             index.close()
             raise
         costed = {
@@ -163,7 +162,12 @@ class Daemon:
             descriptors=descriptors,
         )
         life = self._life
-        await life.serve(self._front(self._services), listener)
+        fleet = fleet_routes(self._routing.decisions, index)
+        if self._inner is not None:
+            await life.serve(HttpServer(self._services, counted=False), [(self._inner, Routes(fleet))])
+        else:
+            main, admin = sockets[0], sockets[1] if len(sockets) > 1 else None
+            await life.serve(HttpServer(self._services), listeners(main, admin, [*fleet, explain_route()]))
         janitor = Janitor(load, config.active_load.stale_request_timeout_secs)
         life.spawn(janitor.run, "janitor")
         life.spawn(lambda: watch_loop_lag(self.services.metrics.loop_lag.observe), "loop lag")
@@ -173,8 +177,27 @@ class Daemon:
         if events.snapshot.path is not None:
             life.spawn(self._keeper.run, "kv snapshots")
         await manager.start()
-        if self._listener is None:
-            log.info("router listening", url=self.url, version=__version__, models=sorted(models), pid=os.getpid())
+        if self._inner is None:
+            more = {"admin_port": self.admin_port} if self.admin_port else {}
+            log.info(
+                "router listening", url=self.url, version=__version__, models=sorted(models), pid=os.getpid(), **more
+            )
+
+    def _bind(self) -> list[socket.socket]:
+        """The main socket, and the one for operators where that is apart. Raises StartupError."""
+        if self._inner is not None:
+            return [self._inner]
+        server, admin = self.config.server, self.config.admin
+        sockets = bind(server.host, server.port)
+        self.port = sockets[0].getsockname()[1]
+        if admin is not None:
+            try:
+                sockets += bind(admin.host, admin.port, section="admin")
+            except StartupError:
+                sockets[0].close()
+                raise
+            self.admin_port = sockets[1].getsockname()[1]
+        return sockets
 
     def _reported(self, target: Target, report: LoadReport, at: float) -> None:
         if target.forecast is not None:
@@ -218,7 +241,7 @@ class Daemon:
         if self._keeper is not None:
             await self._keeper.close()
             self._keeper = None
-        await life.end_front()
+        await life.end_server()
         await services.manager.stop()
         if self._watch is not None:
             await self._watch.stop()

@@ -1,4 +1,4 @@
-"""What every request goes through on every front: its counters, its limits, and an error's way into an answer."""
+"""What every request goes through: its counters, its limits, and an error's way into a response."""
 
 from __future__ import annotations
 
@@ -18,25 +18,15 @@ if TYPE_CHECKING:
     from .services import Services
 
 __all__ = [
-    "FLUSH_SECS",
     "SERVER",
-    "UNMATCHED",
-    "UPLOAD_SECS",
     "Exchanges",
     "body_too_large",
     "check_encoding",
-    "method_not_allowed",
     "too_many_requests",
 ]
 
 log = structlog.get_logger(__name__)
 
-# A body that trickles in must not hold its connection for ever.
-UPLOAD_SECS = 60.0
-# Nor must an answer that its client does not take.
-FLUSH_SECS = 60.0
-# The route label of what no route matches.
-UNMATCHED = "unmatched"
 # The `server` header of every answer that a worker did not give.
 SERVER = "sgl-router"
 
@@ -44,12 +34,13 @@ _METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Exchanges:
-    """One per front. `begin` and `end` enclose a request from the end of its headers to the end of its answer."""
+    """One per server. `begin` and `end` enclose a request from the end of its headers to the end of its answer."""
 
-    __slots__ = ("_in_flight", "_metrics", "_services")
+    __slots__ = ("_counted", "_in_flight", "_metrics", "_services")
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, *, counted: bool = True) -> None:
         self._services = services
+        self._counted = counted
         self._metrics = services.metrics
         self._in_flight = services.in_flight
 
@@ -60,16 +51,18 @@ class Exchanges:
 
     def begin(self, route: str, method: str) -> None:
         """`route` is a template, so that there are few."""
-        self._metrics.requests.labels(route, method if method in _METHODS else "other").value += 1
+        if self._counted:
+            self._metrics.requests.labels(route, method if method in _METHODS else "other").value += 1
         self._in_flight.count += 1
 
     def end(self, route: str, method: str, status: int) -> None:
         """`status` is 499 where the client left before an answer began."""
-        self._metrics.responses.labels(route, method if method in _METHODS else "other", str(status)).value += 1
+        if self._counted:
+            self._metrics.responses.labels(route, method if method in _METHODS else "other", str(status)).value += 1
         self._in_flight.__exit__()
 
     def refusal(
-        self, error: RouterError, name: str, method: str, target: bytes | str, allow: str = "POST"
+        self, error: RouterError, name: str, method: str, target: bytes | str, allow: str
     ) -> tuple[int, Headers, bytes]:
         """Status, headers and body for an error that no handler answered; its log line is written. `name`: the
         request's id, `target` as `log_refusal` takes it, `allow`: what the route takes."""
@@ -94,10 +87,6 @@ def check_encoding(encoding: str) -> None:
 
 def body_too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"the request body is larger than the limit of {limit} bytes (server.max_body_bytes)")
-
-
-def method_not_allowed(method: str, path: str) -> MethodNotAllowed:
-    return MethodNotAllowed(f"{method[:20]} is not allowed on {path[:200]!r}")
 
 
 def too_many_requests() -> Overloaded:

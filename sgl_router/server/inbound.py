@@ -1,4 +1,4 @@
-"""A request as an HTTP front hands it on."""
+"""A request as the HTTP server hands it on."""
 
 from __future__ import annotations
 
@@ -27,15 +27,21 @@ class Account(Protocol):
 
 
 class Inbound(msgspec.Struct):
-    """Whole body, raw header pairs in the order received; `forwarded`: of them, what a worker is to see, as lines."""
+    """Whole body, raw header pairs in the order received; `forwarded`: of them, what a worker is to see, as lines.
+    `target`: as it stands in the request line, `path` of it without the query."""
 
     method: str
     path: str
+    target: bytes
     headers: Headers
     forwarded: bytes
     body: bytes
     request_id: str
     account: Account | None = None
+
+    @property
+    def query(self) -> bytes:
+        return self.target.partition(b"?")[2]
 
     def sent(self) -> None:
         """The body is not needed any more: a response to it has begun, and may take minutes."""

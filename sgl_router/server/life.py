@@ -8,7 +8,7 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 import structlog
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from sgl_router.proxy import UpstreamPool
     from sgl_router.workers import Target, Worker
 
-    from .front import Front
+    from .http.server import HttpServer
+    from .routes import Routes
 
 __all__ = ["ForgetConnections", "Life", "count_prompts", "freeze_start_up", "load_models", "prepare_process"]
 
@@ -37,16 +38,17 @@ _FEW_REQUESTS = 1_000
 
 
 class Life:
-    """The jobs and the front of one process."""
+    """The jobs and the HTTP server of one process."""
 
     def __init__(self) -> None:
-        self._front: Front | None = None
+        self._server: HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def serve(self, front: Front, listener: socket.socket) -> None:
+    async def serve(self, server: HttpServer, listeners: Iterable[tuple[socket.socket, Routes]]) -> None:
         """Listen and answer."""
-        self._front = front
-        await front.start(listener, BACKLOG)
+        self._server = server
+        for listener, routes in listeners:
+            await server.listen(listener, routes, BACKLOG)
 
     def spawn(self, job: Callable[[], Awaitable[None]], name: str) -> None:
         """Run a job until the end; one that fails is started over."""
@@ -64,8 +66,8 @@ class Life:
     async def finish_requests(self, services: Services, grace_secs: float) -> None:
         """Accept nothing new, give requests in flight `grace_secs` to end."""
         services.draining = services.closing = True
-        if self._front is not None:
-            await self._front.stop_listening()
+        if self._server is not None:
+            await self._server.stop_listening()
         await services.in_flight.drained(grace_secs)
         if services.in_flight.count:
             log.warning("requests cut off at shutdown", count=services.in_flight.count)
@@ -76,11 +78,11 @@ class Life:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
 
-    async def end_front(self) -> None:
+    async def end_server(self) -> None:
         """Cut off what is still connected."""
-        if self._front is not None:
-            await self._front.close()
-            self._front = None
+        if self._server is not None:
+            await self._server.close()
+            self._server = None
 
 
 class ForgetConnections:

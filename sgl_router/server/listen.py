@@ -13,10 +13,11 @@ class StartupError(Exception):
     """The router cannot start; the text names the field at fault."""
 
 
-def bind(host: str, port: int, *, sockets: int = 1) -> list[socket.socket]:
+def bind(host: str, port: int, *, sockets: int = 1, section: str = "server") -> list[socket.socket]:
     """So many sockets on one address, not listening yet: they listen once there is something to answer with.
 
-    Several share the address by SO_REUSEPORT: the system deals new connections out among those that listen.
+    Several share the address by SO_REUSEPORT: the system deals new connections out among those that listen. `section`:
+    of the configuration, which StartupError names.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made: list[socket.socket] = []
@@ -33,7 +34,8 @@ def bind(host: str, port: int, *, sockets: int = 1) -> list[socket.socket]:
     except OSError as error:
         for one in made:
             one.close()
-        raise StartupError(f"server.host, server.port: cannot listen on {host}:{port}: {error.strerror}") from None
+        keys = f"{section}.host, {section}.port"
+        raise StartupError(f"{keys}: cannot listen on {host}:{port}: {error.strerror}") from None
     return made
 
 

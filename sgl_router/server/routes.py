@@ -1,29 +1,74 @@
-"""The data routes: what is served where the tokenizers are, by whichever front."""
+"""Which paths there are, and what answers them."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
+from sgl_router.errors import MethodNotAllowed, RouteNotFound, RouterError
 from sgl_router.proxy import Outbound
 
-from .chat import serve_chat
-from .decisions import serve_explain
 from .inbound import Inbound
-from .tokens import serve_detokenize, serve_tokenize
 
 if TYPE_CHECKING:
     from .services import Services
 
-__all__ = ["DATA_ROUTES", "Routes", "Serve"]
+__all__ = ["UNMATCHED", "Route", "Routes", "Serve"]
 
 Serve = Callable[["Services", Inbound, Outbound], Awaitable[None]]
-Routes = Mapping[str, Serve]
+"""Answers one request. May raise RouterError before its response has begun: the client then gets that."""
 
-# All of them take POST only.
-DATA_ROUTES: Routes = {
-    "/v1/chat/completions": serve_chat,
-    "/v1/tokenize": serve_tokenize,
-    "/v1/detokenize": serve_detokenize,
-    "/internal/explain": serve_explain,
-}
+_SHOWN = 200
+
+
+class Route:
+    """One path and what answers it, by method; whoever answers GET answers HEAD.
+
+    A `template` that ends in `{id}` stands for every path that begins as it does and goes on. `connects`: answering
+    takes a connection to another process, so no more are let in than there are file descriptors for.
+    """
+
+    __slots__ = ("allow", "connects", "handlers", "template")
+
+    def __init__(self, template: str, *, connects: bool = False, **handlers: Serve) -> None:
+        self.template = template
+        self.connects = connects
+        self.handlers = handlers
+        if "GET" in handlers:
+            handlers.setdefault("HEAD", handlers["GET"])
+        self.allow = ", ".join(handlers)
+        """The value of the header that a refused method is answered with."""
+
+    def refusal(self, method: str, path: str) -> RouterError:
+        """Why `method` is not answered here."""
+        if not self.handlers:
+            return RouteNotFound(f"there is no {path[:_SHOWN]!r} here")
+        return MethodNotAllowed(f"{method[:20]} is not allowed on {path[:_SHOWN]!r}")
+
+
+UNMATCHED = Route("unmatched")
+"""Of every path that no other route takes."""
+
+
+class Routes:
+    """The routes of one listener. `exact`: by path as it stands in the request, of which each route has one spelling:
+    a proxy in front that keeps clients from a path must not be got around by another way to write it."""
+
+    __slots__ = ("_prefixes", "exact")
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.exact: dict[bytes, Route] = {}
+        self._prefixes: list[tuple[bytes, Route]] = []
+        for route in routes:
+            path = route.template.encode("ascii")
+            if path.endswith(b"{id}"):
+                self._prefixes.append((path.removesuffix(b"{id}"), route))
+            else:
+                self.exact[path] = route
+
+    def other(self, path: bytes) -> Route:
+        """The route of a path that is not in `exact`."""
+        for prefix, route in self._prefixes:
+            if path.startswith(prefix) and len(path) > len(prefix):
+                return route
+        return UNMATCHED

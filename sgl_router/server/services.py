@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -85,6 +86,8 @@ class Services:
     draining: bool = False
     closing: bool = False
     started_at: float = field(default_factory=time.time)
+    readiness: Callable[[], list[str]] | None = None
+    """Says why this router is not ready, where another process of it has the workers and their streams."""
 
     def model(self, name: str) -> tuple[Model, str | None]:
         """The model a request names, and the LoRA adapter where it says `model:adapter`. Raises ModelNotFound."""
@@ -100,6 +103,9 @@ class Services:
         """Why requests should not be sent here yet; empty when ready."""
         if self.draining:
             return ["draining: this router is shutting down"]
+        return self.readiness() if self.readiness is not None else self._unready()
+
+    def _unready(self) -> list[str]:
         reasons = []
         now = time.monotonic()
         for model_id in self.models:

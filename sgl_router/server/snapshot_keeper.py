@@ -14,10 +14,9 @@ from typing import BinaryIO, TypeVar
 import aiohttp
 import structlog
 
+from sgl_router.admin.snapshot import SNAPSHOT_PATH
 from sgl_router.config import SnapshotConfig
 from sgl_router.kv_events import KvIndex, Snapshot, SnapshotDecoder, SnapshotError, decode_snapshot, encode_snapshot
-
-from .snapshots import SNAPSHOT_PATH
 
 __all__ = ["SnapshotKeeper"]
 

@@ -179,12 +179,10 @@ def _tokenizers_are_read_once() -> Iterator[None]:
 MakeRig = Callable[..., Awaitable[Rig]]
 
 
-@pytest.fixture(params=["native", "aiohttp"])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
+@pytest.fixture
+async def rig() -> AsyncIterator[MakeRig]:
     """`await rig(workers=2, worker={...}, model={...}, ...)`: started, ready, with every event socket connected.
     `tokenizer`: the workers', where it is not the embedded one's.
-
-    Every test that uses it runs over both HTTP fronts.
     """
     async with contextlib.AsyncExitStack() as stack:
         session = await stack.enter_async_context(
@@ -212,7 +210,6 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[MakeRig]:
                     async with session.post(mock.url + "/v1/chat/completions", json=body) as response:
                         assert response.status == 200
                 await mock.idle()
-            over = merge({"server": {"http_front": request.param}}, over)
             daemon = Daemon(router_config([mock.url for mock in mocks] + (urls or []), **over))
             await daemon.start()
             stack.push_async_callback(daemon.stop)

@@ -1,4 +1,4 @@
-"""Large bodies through the whole router, over both fronts: the budget, what is not read, one spelling of each route."""
+"""Large bodies through the whole router, the budget, what is not read, one spelling of each route."""
 
 from __future__ import annotations
 
@@ -108,13 +108,11 @@ async def test_a_large_response_of_tokens_is_whole(rig) -> None:
 
 async def test_a_body_is_let_go_when_its_response_begins(rig) -> None:
     fleet = await rig(worker={"speed": 1.0})
-    front = fleet.daemon._life._front
-    if not hasattr(front, "bodies"):
-        pytest.skip("aiohttp's front keeps it to the end")
+    server = fleet.daemon._life._server
     async with fleet.session.post(
         fleet.url + CHAT,
         json={"model": MODEL, "messages": [{"role": "user", "content": "x" * 3000}], "stream": True, "max_tokens": 500},
     ) as response:
         await response.content.readany()
-        assert front.bodies.held == 0
+        assert server.bodies.held == 0
         assert fleet.services.in_flight.count == 1

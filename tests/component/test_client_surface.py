@@ -165,3 +165,23 @@ async def test_workers_that_have_not_answered_are_counted(rig) -> None:
     assert "sgl_router_workers_pending 1.0" in text
     assert len((await fleet.get("/workers")).json["pending"]) == 1
     assert 'sgl_router_workers{mode="plain"} 1.0' in text
+
+
+async def test_operators_routes_have_a_listener_of_their_own_where_one_is_configured(rig) -> None:
+    fleet = await rig(admin={"port": 0})
+    admin = f"http://127.0.0.1:{fleet.daemon.admin_port}"
+    for path in ("/workers", "/metrics", "/internal/decisions", "/internal/kv_snapshot"):
+        assert (await fleet.get(path)).status == 404
+        async with fleet.session.get(admin + path) as response:
+            assert response.status == 200
+    for path in ("/healthz", "/readyz"):
+        assert (await fleet.get(path)).status == 200
+        async with fleet.session.get(admin + path) as response:
+            assert response.status == 200
+    body = {"model": "mock-model", "messages": [{"role": "user", "content": "x"}]}
+    assert (await fleet.post("/internal/explain", json=body)).status == 404
+    async with fleet.session.post(admin + "/internal/explain", json=body) as response:
+        assert response.status == 200
+    async with fleet.session.post(admin + "/v1/chat/completions", json=body) as response:
+        assert response.status == 404
+    assert (await fleet.ask("x")).status == 200

@@ -20,9 +20,9 @@ COMMENTED_KEY = re.compile(r"^( *)# ((?: {2})*[a-z0-9_]+:(?: .*)?)$")
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
-    """The example with its commented k8s block made part of it."""
+    """The example with its commented sections made part of it."""
     lines = EXAMPLE.read_text().splitlines()
-    start = next(index for index, line in enumerate(lines) if line.startswith("  # k8s:"))
+    start = next(index for index, line in enumerate(lines) if line.startswith("# admin:"))
     opened = [COMMENTED_KEY.sub(r"\1\2", line) if index >= start else line for index, line in enumerate(lines)]
     file = tmp_path / "config.yaml"
     file.write_text("\n".join(opened))
@@ -76,7 +76,7 @@ def leaves_and_sections(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def defaults_of(info: inspect.Type, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key with a default of its own, except the sections that a backend needs."""
+    """Every key with a default of its own, except the sections that some routers do without."""
     if isinstance(info, inspect.Metadata):
         yield from defaults_of(info.type, path)
     elif isinstance(info, inspect.UnionType):
@@ -87,7 +87,7 @@ def defaults_of(info: inspect.Type, path: str = "") -> Iterator[tuple[str, Any]]
     elif isinstance(info, inspect.StructType):
         for field in info.fields:
             below = f"{path}.{field.name}" if path else field.name
-            needed = below in ("discovery.static_urls", "discovery.k8s", "discovery.k8s.selector")
+            needed = below in ("admin", "discovery.static_urls", "discovery.k8s", "discovery.k8s.selector")
             if field.default is not NODEFAULT and not needed:
                 yield below, to_builtins(field.default)
             yield from defaults_of(field.type, below)

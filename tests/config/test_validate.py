@@ -147,10 +147,6 @@ def test_a_worker_key_that_is_set_passes(minimal: Minimal) -> None:
             "discovery.static_urls: ignored, discovery.backend is k8s",
         ),
         (
-            {"server": {"processes": 2, "http_front": "aiohttp"}},
-            "server.http_front: ignored, it is for one process: data processes use the native front",
-        ),
-        (
             model(policy="random", kv_cost={"temperature_ms": 5}),
             "models[0].kv_cost: ignored, models[0].policy is random",
         ),

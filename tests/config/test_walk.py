@@ -25,9 +25,9 @@ def k8s(**changes: Any) -> dict[str, Any]:
     return {"discovery": {"backend": "k8s", "k8s": section}}
 
 
-SECTIONS = "server, cors, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
+SECTIONS = "server, admin, cors, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
 KEYS_OF_SERVER = (
-    "host, port, max_body_bytes, max_buffered_bytes, shutdown_drain_secs, shutdown_grace_secs, http_front, processes"
+    "host, port, max_body_bytes, max_buffered_bytes, shutdown_drain_secs, shutdown_grace_secs, processes"
 )
 PROBLEMS = [
     # unknown keys
@@ -41,6 +41,11 @@ PROBLEMS = [
         {"server": {"request_timeout_secs": 3}},
         "server.request_timeout_secs: unknown key, set to 3; it belongs at proxy.request_timeout_secs",
     ),
+    (
+        {"server": {"port": 8000}, "admin": {"port": 8000}},
+        "admin.port: expected another port than server.port, got 8000 (without `admin` both are served there)",
+    ),
+    ({"admin": {"host": "::"}}, "admin.port: required but missing: expected a port from 1 to 65535, or 0 for any free port"),
     ({"server": {"zzz": 1}}, f"server.zzz: unknown key, set to 1; valid keys here: {KEYS_OF_SERVER}"),
     ({"a b": "x"}, f"'a b': unknown key, set to 'x'; valid keys here: {SECTIONS}"),
     ({7: 8}, f"'7': unknown key, set to 8; valid keys here: {SECTIONS}"),

@@ -1,4 +1,4 @@
-"""Fixtures: the front under test, running on the loop that the daemon runs on."""
+"""Fixtures: the server under test, running on the loop that the daemon runs on."""
 
 from __future__ import annotations
 
@@ -18,12 +18,7 @@ def pytest_asyncio_loop_factories(
     return {"uvloop": uvloop.new_event_loop}
 
 
-@pytest.fixture(params=["native", "aiohttp"])
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
 @pytest.fixture
-async def rig(kind: str) -> AsyncIterator[Rig]:
-    async with running(kind) as made:
+async def rig() -> AsyncIterator[Rig]:
+    async with running() as made:
         yield made

@@ -1,4 +1,4 @@
-"""Both fronts on real sockets, with a handler that says what reached it."""
+"""The HTTP server on real sockets, with a handler that says what reached it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from sgl_router.config import Config, parse_config
 from sgl_router.descriptors import Descriptors
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics
-from sgl_router.server.aiohttp_front import AiohttpFront
-from sgl_router.server.http.front import NativeFront
 from sgl_router.server.http.limits import HttpLimits
+from sgl_router.server.http.server import HttpServer
+from sgl_router.server.routes import Route, Routes
 from sgl_router.server.services import InFlight
+from sgl_router.server.surface import probe_routes
 from sgl_router.workers import WorkerRegistry
 
 MAX_BODY = 4096
@@ -37,7 +38,7 @@ def _config(max_body_bytes: int) -> Config:
 
 
 class StubServices:
-    """As much of Services as a front and its admin views use."""
+    """As much of Services as the server and the probes use."""
 
     def __init__(self, max_body_bytes: int = MAX_BODY) -> None:
         self.config = _config(max_body_bytes)
@@ -63,24 +64,22 @@ class Reply:
 
 
 class Rig:
-    """A front, and the requests its handler saw."""
+    """A server, and the requests its handler saw."""
 
     def __init__(
         self,
-        kind: str,
         limits: HttpLimits | None = None,
         max_body_bytes: int = MAX_BODY,
         routes: dict[str, Any] | None = None,
     ) -> None:
-        self.kind = kind
         self.services: Any = StubServices(max_body_bytes)
         self.seen: list[Any] = []
         self.cancelled = 0
         self.gate: asyncio.Event | None = None
         routes = routes or {ECHO: self._echo, STREAM: self._stream}
-        self.front: Any = (
-            NativeFront(self.services, routes, limits) if kind == "native" else AiohttpFront(self.services, routes)
-        )
+        data = [Route(path, POST=serve) for path, serve in routes.items()]
+        self.routes = Routes([*data, *probe_routes()])
+        self.server: Any = HttpServer(self.services, limits)
         self.address = ("127.0.0.1", 0)
 
     async def _echo(self, services: Any, inbound: Any, out: Any) -> None:
@@ -106,7 +105,7 @@ class Rig:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", 0))
         self.address = listener.getsockname()
-        await self.front.start(listener)
+        await self.server.listen(listener, self.routes)
 
     async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(*self.address)
@@ -155,10 +154,10 @@ async def until(condition: Callable[[], bool], what: str, within: float = 120.0)
 
 
 @contextlib.asynccontextmanager
-async def running(kind: str, **settings: Any) -> AsyncIterator[Rig]:
-    rig = Rig(kind, **settings)
+async def running(**settings: Any) -> AsyncIterator[Rig]:
+    rig = Rig(**settings)
     await rig.start()
     try:
         yield rig
     finally:
-        await rig.front.close()
+        await rig.server.close()

@@ -1,16 +1,14 @@
-"""Every raw-byte case on a real socket, against both fronts."""
+"""Every raw-byte case on a real socket."""
 
 from __future__ import annotations
 
 import asyncio
 
-import aiohttp
 import pytest
 import structlog
 
 from tests.conformance.case import Case, Outcome, post
-from tests.conformance.differences import AIOHTTP
-from tests.conformance.rig import Reply, Rig, read_reply
+from tests.conformance.rig import Rig, read_reply
 from tests.conformance.tables import chunks, framing, headers, persistence, request_line
 
 TABLES = {
@@ -22,9 +20,6 @@ TABLES = {
 }
 ALL = [pytest.param(name, case, id=f"{name}: {case.name}") for name, table in TABLES.items() for case in table.CASES]
 WITHIN = 5.0
-# The table of differences describes this version of aiohttp and the ones after it.
-DESCRIBED = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 14)
-KINDS = ["native", "aiohttp"] if DESCRIBED else ["native"]
 
 
 def test_there_are_hundreds_and_none_is_there_twice() -> None:
@@ -35,18 +30,9 @@ def test_there_are_hundreds_and_none_is_there_twice() -> None:
         assert len(set(names)) == len(names)
 
 
-def test_the_differences_are_of_cases_that_exist() -> None:
-    names = {(name, case.name) for name, table in TABLES.items() for case in table.CASES}
-    assert set(AIOHTTP) <= names
-    assert all(reason for _, reason in AIOHTTP.values())
-
-
-@pytest.mark.parametrize("kind", KINDS, scope="function", indirect=True)
 @pytest.mark.parametrize(("table", "case"), ALL)
 async def test_case(rig: Rig, table: str, case: Case) -> None:
     expected = case.expected
-    if rig.kind == "aiohttp":
-        expected, _ = AIOHTTP.get((table, case.name), (expected, ""))
     reader, writer = await rig.open()
     try:
         with structlog.testing.capture_logs() as logs:
@@ -55,8 +41,6 @@ async def test_case(rig: Rig, table: str, case: Case) -> None:
         writer.close()
     lines = [line for line in logs if line["event"] == "request"]
     refusals = [status for status in expected.statuses if status >= 400]
-    if rig.kind == "aiohttp":
-        refusals = [status for status in refusals if status != 417]  # of aiohttp's own, told nowhere
     assert [line["status"] for line in lines] == refusals
     for line in lines:
         assert line["path"].isascii() and line["path"].isprintable() and "?" not in line["path"]
@@ -74,7 +58,7 @@ async def _exchange(
             break
         statuses.append(reply.status)
         interim += reply.interim
-        if reply.status >= 400 and not head_only and _enveloped(rig, reply):
+        if reply.status >= 400 and not head_only:
             assert reply.json["error"]["code"] == reply.headers[b"x-router-error-code"].decode()
             assert reply.headers[b"x-request-id"]
     assert tuple(statuses) == expected.statuses
@@ -96,8 +80,3 @@ async def _exchange(
     assert tuple(inbound.body for inbound in rig.seen) == reached
     if expected.stays_open is False:
         assert rig.services.in_flight.count == 0
-
-
-def _enveloped(rig: Rig, reply: Reply) -> bool:
-    """aiohttp answers in its own words where its parser refuses."""
-    return rig.kind == "native" or reply.headers[b"content-type"] == b"application/json"

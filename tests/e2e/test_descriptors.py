@@ -13,8 +13,7 @@ from tests.e2e.conftest import MakeRouter, MakeWorkers, Reply, Router, settles
 pytestmark = pytest.mark.timeout(400)
 
 CLIENTS = 240
-FRONTS = [{"processes": 1}, {"processes": 1, "http_front": "aiohttp"}, {"processes": 2}]
-IDS = ["native", "aiohttp", "processes"]
+PROCESSES = [1, 2]
 
 
 def kinds(replies: list[Reply | None]) -> Counter[Any]:
@@ -25,12 +24,12 @@ async def breakers(router: Router) -> set[tuple[str, int, str]]:
     return {(one["breaker"]["state"], one["breaker"]["failures"], one["health"]) for one in await router.workers()}
 
 
-@pytest.mark.parametrize("front", FRONTS, ids=IDS)
+@pytest.mark.parametrize("processes", PROCESSES)
 async def test_more_requests_than_descriptors(
-    make_router: MakeRouter, make_workers: MakeWorkers, front: dict[str, Any]
+    make_router: MakeRouter, make_workers: MakeWorkers, processes: int
 ) -> None:
     workers = await make_workers(2)
-    router = await make_router([worker.url for worker in workers], files=256, **front)
+    router = await make_router([worker.url for worker in workers], files=256, processes=processes)
     await router.listening()
     for worker in workers:
         worker.gate.close()
@@ -71,13 +70,13 @@ async def settles_down(workers: list[Any]) -> int:
     return seen
 
 
-@pytest.mark.parametrize("front", [FRONTS[0], FRONTS[2]], ids=[IDS[0], IDS[2]])
+@pytest.mark.parametrize("processes", PROCESSES)
 async def test_idle_clients_do_not_keep_others_out(
-    make_router: MakeRouter, make_workers: MakeWorkers, front: dict[str, Any]
+    make_router: MakeRouter, make_workers: MakeWorkers, processes: int
 ) -> None:
     """As many connections as there may be, all of them idle after one request: then those idle for longest close."""
     workers = await make_workers(1)
-    router = await make_router([workers[0].url], files=128, **front)
+    router = await make_router([workers[0].url], files=128, processes=processes)
     await router.listening()
     replies = []
     for _ in range(100):

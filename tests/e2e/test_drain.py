@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,7 @@ from tests.e2e.conftest import Client, MakeRouter, MakeWorkers, Router
 pytestmark = pytest.mark.timeout(400)
 
 CLIENTS = 150
-FRONTS = [{"processes": 1}, {"processes": 1, "http_front": "aiohttp"}, {"processes": 2}]
+PROCESSES = [1, 2]
 
 
 class Pooled:
@@ -51,12 +50,12 @@ class Pooled:
             await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("front", FRONTS, ids=["native", "aiohttp", "processes"])
+@pytest.mark.parametrize("processes", PROCESSES)
 async def test_no_client_of_a_pool_loses_a_request(
-    make_router: MakeRouter, make_workers: MakeWorkers, front: dict[str, Any]
+    make_router: MakeRouter, make_workers: MakeWorkers, processes: int
 ) -> None:
     workers = await make_workers(2)
-    router = await make_router([worker.url for worker in workers], shutdown_drain_secs=50, **front)
+    router = await make_router([worker.url for worker in workers], shutdown_drain_secs=50, processes=processes)
     await router.listening()
     pools = [Pooled(router) for _ in range(CLIENTS)]
     probes = [Pooled(router, path) for path in ("/v1/models", "/healthz", "/readyz", "/metrics")]

@@ -185,7 +185,7 @@ async def test_an_explanation_may_not_take_the_number_of_a_lease(rig: Any) -> No
     routing = await rig.routing(A)
     side = await rig.side()
     messages = bytearray()
-    encode_into(Hello(9, 1, {}), messages)
+    encode_into(Hello(9, 1), messages)
     encode_into(Choose(1, MODEL, 160, {}, None, None, "", None, [], True, 0), messages)
     encode_into(Explain(1, MODEL, 160, {}, None, None, "", None), messages)
     reader, writer = await asyncio.open_unix_connection(routing.path)
@@ -199,7 +199,7 @@ async def test_an_explanation_may_not_take_the_number_of_a_lease(rig: Any) -> No
 async def test_who_asks_and_leaves_in_one_breath_is_forgotten(rig: Any) -> None:
     routing = await rig.routing(A)
     messages = bytearray()
-    encode_into(Hello(9, 1, {}), messages)
+    encode_into(Hello(9, 1), messages)
     encode_into(Explain(1, MODEL, 160, {}, None, None, "", None), messages)
     encode_into(End(1, Outcome.CLIENT_GONE, None), messages)
     _, writer = await asyncio.open_unix_connection(routing.path)

@@ -57,7 +57,7 @@ def encoded(*messages: Message) -> bytes:
 
 
 SOME: list[Message] = [
-    Hello(1, 2, {}),
+    Hello(1, 2),
     Choose(7, "m", 5000, {1: b"x" * 5000}, None, None, "req-7", None, [], True, 0),
     End(7, Outcome.COMPLETED, 3),
 ]
@@ -152,7 +152,7 @@ async def test_closing_sends_what_is_queued(end: End2) -> None:
 
 async def test_a_stranger_is_cut_off(rig: Any, tmp_path: pathlib.Path) -> None:
     routing = await rig.routing("http://a:1")
-    for data in (encoded(SOME[1]), b"GET / HTTP/1.1\r\n\r\n", encoded(Hello(1, 2, {}), SOME[1], SOME[1])):
+    for data in (encoded(SOME[1]), b"GET / HTTP/1.1\r\n\r\n", encoded(Hello(1, 2), SOME[1], SOME[1])):
         reader, writer = await asyncio.open_unix_connection(routing.path)
         writer.write(data)
         await asyncio.wait_for(reader.read(), 5)

@@ -22,6 +22,7 @@ from sgl_router.processes.wire import (
     Hello,
     Message,
     NobodyLeft,
+    Readiness,
     Refused,
     WorkerGone,
     WorkerState,
@@ -33,7 +34,7 @@ from sgl_router.workers import HealthState, WorkerMode
 
 WORKER = WorkerState(1, "http://a:1", "m", WorkerMode.PLAIN, 2, 16, "t0", HealthState.HEALTHY)
 UP = [
-    Hello(1, 2, {"m": 4096, "n": None}),
+    Hello(1, 2),
     Choose(1, "m", 5, {1 << 63: b"12345678"}, ("salt", None), None, "req-1", "chat-1", [3], True, 2),
     Choose(2, "m", None, {}, None, Unmatched.MEDIA, "req-2", None, [], False, -1),
     Explain(3, "m", 5, {7: b"12345678"}, (None, "adapter"), None, "req-3", "chat-1"),
@@ -47,6 +48,7 @@ DOWN = [
     Fleet([WORKER, WORKER]),
     WORKER,
     Hashing((1 << 64) - 1, {"m": [(16, False), (1, True)]}),
+    Readiness(["no worker registered for model 'm'"], 1.5e9),
     WorkerGone(4),
     Chosen(1, 2, 0, DecisionReason.CACHE_HIT, 2, 0, 1, 3, 4, 16, 70, None, 3),
     NobodyLeft(1),

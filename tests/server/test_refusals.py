@@ -1,4 +1,4 @@
-"""Every request that is refused has one log line, on both fronts, whatever it was refused for."""
+"""Every request that is refused has one log line, whatever it was refused for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CASES: list[tuple[str, bytes, tuple[str, str, int, str]]] = [
     ("too large", post(b"x" * 5000), ("POST", ECHO.decode(), 413, "body_too_large")),
     ("compressed", post(b"x", b"Content-Encoding: gzip"), ("POST", ECHO.decode(), 400, "bad_request")),
 ]  # fmt: skip
-# Refused before they are read as requests: of the native front.
+# Refused before they are read as requests: of the server.
 UNREAD: list[tuple[str, bytes, tuple[str, str, int, str]]] = [
     ("too many headers", post(b"x", *MANY), ("POST", ECHO.decode(), 431, "bad_request")),
     ("no host", post(host=False), ("POST", ECHO.decode(), 400, "bad_request")),
@@ -55,10 +55,9 @@ async def line_of(rig: Rig, raw: bytes) -> dict[str, Any]:
     return line
 
 
-@pytest.mark.parametrize("kind", ["native", "aiohttp"])
 @pytest.mark.parametrize(("raw", "expected"), [pytest.param(*rest, id=name) for name, *rest in CASES])
-async def test_a_refused_request_has_a_line(kind: str, raw: bytes, expected: tuple[str, str, int, str]) -> None:
-    async with running(kind) as rig:
+async def test_a_refused_request_has_a_line(raw: bytes, expected: tuple[str, str, int, str]) -> None:
+    async with running() as rig:
         line = await line_of(rig, raw)
     assert (line["method"], line["path"], line["status"], line["code"]) == expected
     assert list(line)[:4] == ["method", "path", "status", "code"], "what is looked at first stands first"
@@ -66,13 +65,13 @@ async def test_a_refused_request_has_a_line(kind: str, raw: bytes, expected: tup
 
 @pytest.mark.parametrize(("raw", "expected"), [pytest.param(*rest, id=name) for name, *rest in UNREAD])
 async def test_so_has_what_could_not_be_read_as_one(raw: bytes, expected: tuple[str, str, int, str]) -> None:
-    async with running("native", limits=QUICK) as rig:
+    async with running(limits=QUICK) as rig:
         line = await line_of(rig, raw)
     assert (line["method"], line["path"], line["status"], line["code"]) == expected
 
 
-async def test_the_second_request_of_a_connection_that_was_handed_over_has_one_too() -> None:
-    async with running("native") as rig:
+async def test_the_second_request_of_a_connection_has_one_too() -> None:
+    async with running() as rig:
         with structlog.testing.capture_logs() as logs:
             reader, writer = await rig.open()
             writer.write(post(b"", line=b"GET /healthz HTTP/1.1", length=False))
@@ -86,9 +85,8 @@ async def test_the_second_request_of_a_connection_that_was_handed_over_has_one_t
     assert (line["status"], line["outcome"]) == (400, "rejected")
 
 
-@pytest.mark.parametrize("kind", ["native", "aiohttp"])
-async def test_a_path_is_cut_and_holds_nothing_that_a_terminal_obeys(kind: str) -> None:
-    async with running(kind) as rig:
+async def test_a_path_is_cut_and_holds_nothing_that_a_terminal_obeys() -> None:
+    async with running() as rig:
         line = await line_of(rig, post(b"", line=b"GET /" + b"p" * 3000 + b" HTTP/1.1", length=False))
         assert line["path"] == "/" + "p" * 99
         line = await line_of(rig, post(b"", line=b"GET /%0d%0a%1b[31m HTTP/1.1", length=False))
@@ -99,7 +97,7 @@ async def test_a_failure_of_the_router_is_a_warning() -> None:
     async def fails(services: Any, inbound: Any, out: Any) -> None:
         raise ZeroDivisionError
 
-    async with running("native", routes={ECHO.decode(): fails}) as rig:
+    async with running(routes={ECHO.decode(): fails}) as rig:
         with structlog.testing.capture_logs() as logs:
             reader, writer = await rig.open()
             writer.write(post(b"{}"))
@@ -111,7 +109,7 @@ async def test_a_failure_of_the_router_is_a_warning() -> None:
 
 
 async def test_what_was_served_has_no_such_line() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         with structlog.testing.capture_logs() as logs:
             reader, writer = await rig.open()
             writer.write(post(b"fine"))

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
-from aiohttp import web
 
+from sgl_router.admin.snapshot import SNAPSHOT_PATH, snapshot_route
 from sgl_router.kv_events import KvIndex
 from sgl_router.kv_events.wire import Frame, decode_batch
-from sgl_router.server.snapshots import SNAPSHOT_PATH, snapshot_route
+from sgl_router.server.http.response import ResponseWriter
+from sgl_router.server.http.server import HttpServer
+from sgl_router.server.routes import Route, Routes
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
+from tests.conformance.rig import StubServices
 
 BLOCKS = 500_000
 
 
 @pytest.fixture
-async def index():
+async def index() -> AsyncIterator[KvIndex]:
     """Too much for any socket's buffers."""
     index = KvIndex()
     source = KvEventSource(host="127.0.0.1", port_base=1)
@@ -41,61 +47,61 @@ async def index():
     index.close()
 
 
-async def test_a_client_that_stops_reading_is_cut_off_and_the_next_is_served(index) -> None:
-    app = web.Application()
-    app.router.add_get(SNAPSHOT_PATH, snapshot_route(index, stall_secs=0.1))
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
+@contextlib.asynccontextmanager
+async def serving(index: KvIndex) -> AsyncIterator[tuple[str, int]]:
+    services: Any = StubServices()
+    server = HttpServer(services)
+    listener = socket.create_server(("127.0.0.1", 0))
+    await server.listen(listener, Routes([Route(SNAPSHOT_PATH, GET=snapshot_route(index, stall_secs=0.1))]))
+    yield listener.getsockname()
+    await server.close()
+
+
+async def test_a_client_that_stops_reading_is_cut_off_and_the_next_is_served(index: KvIndex) -> None:
     loop = asyncio.get_running_loop()
 
-    async def ask() -> socket.socket:
+    async def ask(address: tuple[str, int]) -> socket.socket:
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
-        await loop.sock_connect(client, runner.addresses[0])
+        await loop.sock_connect(client, address)
         await loop.sock_sendall(client, f"GET {SNAPSHOT_PATH} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
         return client
 
-    stuck = await ask()
-    await loop.sock_recv(stuck, 16)
-    await asyncio.sleep(0)
-    for _ in range(400):
-        if index.copying.locked():
-            await asyncio.sleep(0.005)
-    with pytest.raises(ConnectionResetError):
+    async with serving(index) as address:
+        stuck = await ask(address)
+        await loop.sock_recv(stuck, 16)
+        await asyncio.sleep(0)
         for _ in range(400):
-            stuck.send(b"x")  # not read by anybody, refused once the connection is gone
-            await asyncio.sleep(0.02)
-    stuck.close()
-    again = await ask()
-    assert (await asyncio.wait_for(loop.sock_recv(again, 15), 5.0)) == b"HTTP/1.1 200 OK"
-    again.close()
-    await runner.cleanup()
+            if index.copying.locked():
+                await asyncio.sleep(0.005)
+        with pytest.raises(ConnectionResetError):
+            for _ in range(400):
+                stuck.send(b"x")  # not read by anybody, refused once the connection is gone
+                await asyncio.sleep(0.02)
+        stuck.close()
+        again = await ask(address)
+        assert (await asyncio.wait_for(loop.sock_recv(again, 15), 60)) == b"HTTP/1.1 200 OK"
+        again.close()
 
 
 async def test_nor_does_the_end_of_one_that_nobody_takes_hold_up_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     index = KvIndex()
-    app = web.Application()
-    app.router.add_get(SNAPSHOT_PATH, snapshot_route(index, stall_secs=0.1))
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
 
-    async def ask() -> bytes:
-        reader, writer = await asyncio.open_connection(*runner.addresses[0])
+    async def ask(address: tuple[str, int]) -> bytes:
+        reader, writer = await asyncio.open_connection(*address)
         writer.write(f"GET {SNAPSHOT_PATH} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n".encode())
-        answer = await asyncio.wait_for(reader.read(), 5.0)
+        answer = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         return answer
 
     async def never(*arguments: object) -> None:
         await asyncio.Event().wait()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(web.StreamResponse, "write_eof", never)
-        await ask()
-    assert (await ask()).startswith(b"HTTP/1.1 200 OK")
-    await runner.cleanup()
+    async with serving(index) as address:
+        with monkeypatch.context() as patch:
+            patch.setattr(ResponseWriter, "end", never)
+            with contextlib.suppress(ConnectionError):
+                await ask(address)
+        assert (await ask(address)).startswith(b"HTTP/1.1 200 OK")
     index.close()

@@ -11,25 +11,20 @@ from typing import TYPE_CHECKING, cast
 from sgl_router.errors import RouterError
 from sgl_router.proxy import ClientGone
 from sgl_router.server.cors import is_client_route
-from sgl_router.server.exchange import (
-    UNMATCHED,
-    body_too_large,
-    check_encoding,
-    method_not_allowed,
-    too_many_requests,
-)
+from sgl_router.server.exchange import body_too_large, check_encoding, too_many_requests
 from sgl_router.server.inbound import Inbound, request_id
+from sgl_router.server.routes import UNMATCHED
 
 from .chunked import ChunkedDecoder
 from .faults import HttpFault, HttpRefused
 from .head import RequestHead, read_head
 from .memo import HeadMemo
-from .response import NativeOutbound
+from .response import ResponseWriter
 
 if TYPE_CHECKING:
-    from sgl_router.server.routes import Serve
+    from sgl_router.server.routes import Route, Routes, Serve
 
-    from .front import NativeFront
+    from .server import HttpServer
 
 __all__ = ["ClientConnection", "Stage"]
 
@@ -71,12 +66,13 @@ class ClientConnection(asyncio.Protocol):
         "_partial",
         "_reading_paused",
         "_route",
+        "_routes",
         "_serve",
         "_task",
         "_unsent",
         "due",
-        "front",
         "gone",
+        "server",
         "stage",
         "transport",
         "write_paused",
@@ -84,16 +80,18 @@ class ClientConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
     _head: RequestHead
-    _serve: Serve
+    _route: Route
+    _serve: Serve | None
     _body: BytesIO | None
     _body_due: float
     _arrived: int
 
-    def __init__(self, front: NativeFront) -> None:
-        self.front = front
+    def __init__(self, server: HttpServer, routes: Routes) -> None:
+        self.server = server
+        self._routes = routes
         self.stage = _HEAD
         self.due = math.inf
-        """When to lose patience, by the front's clock."""
+        """When to lose patience, by the server's clock."""
         self.gone = False
         self.write_paused = False
         self._ahead = b""
@@ -114,11 +112,11 @@ class ClientConnection(asyncio.Protocol):
     # --- asyncio ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        front = self.front
+        server = self.server
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(front.limits.write_high, front.limits.write_low)
-        self.due = front.now + front.limits.idle_secs
-        front.connections.add(self)
+        self.transport.set_write_buffer_limits(server.limits.write_high, server.limits.write_low)
+        self.due = server.now + server.limits.idle_secs
+        server.connections.add(self)
 
     def data_received(self, data: bytes) -> None:
         stage = self.stage
@@ -130,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
             self._more_body(data)
         elif stage is _SERVING:
             self._ahead, self._at = self._ahead[self._at :] + data, 0
-            if len(self._ahead) > self.front.limits.ahead_bytes:
+            if len(self._ahead) > self.server.limits.ahead_bytes:
                 self._pause_reading()
         elif stage is _LINGER:
             self._missing -= len(data)
@@ -139,11 +137,11 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone = True
-        self.front.forget(self)
+        self.server.forget(self)
         if self._cancel() is None and self.stage is _BODY:
             self._body = self._decoder = None
             self.release()
-            self.front.exchanges.end(self._route, self._head.method, 499)
+            self.server.exchanges.end(self._route.template, self._head.method, 499)
         self.stage = _CLOSING
         self.resume_writing()
 
@@ -159,7 +157,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _next(self, data: bytes, at: int) -> None:
         """Take up the request that begins at `at`."""
-        front = self.front
+        server = self.server
         head = self._memo.read(data, at) if self._memo is not None else None
         if head is None:
             try:
@@ -171,32 +169,31 @@ class ClientConnection(asyncio.Protocol):
                 self._ahead = data[at:]
                 if self._ahead and not self._partial:
                     self._partial = True
-                    self.due = front.now + front.limits.head_secs
+                    self.due = server.now + server.limits.head_secs
                 return
             self._memo = HeadMemo.of(head, data[at : head.end])
         self._partial = False
-        found = front.routes.get(head.path)
-        if found is None:
-            self._hand_over(data[at:] if at else data)
-            return
+        routes = self._routes
+        route = routes.exact.get(head.path) or routes.other(head.path)
         self._head = head
-        self._route, self._serve = found
-        front.exchanges.begin(self._route, head.method)
-        if front.in_flight.count > front.descriptors.requests:
+        self._route = route
+        self._serve = route.handlers.get(head.method)
+        server.exchanges.begin(route.template, head.method)
+        if route.connects and server.in_flight.count > server.descriptors.requests:
             self._start(b"", too_many_requests(), False)
             return
         refusal: RouterError | None = None
-        if head.method != "POST" or head.content_encoding or head.unmet_expectation:
+        if self._serve is None or head.content_encoding or head.unmet_expectation:
             refusal = self._objection(head)
         start = head.end
         size = head.content_length
         stop = start + size
         whole = len(data) >= stop and not head.chunked
-        if size > front.max_body_bytes:
-            refusal, whole = body_too_large(front.max_body_bytes), False
+        if size > server.max_body_bytes:
+            refusal, whole = body_too_large(server.max_body_bytes), False
         elif refusal is None and size:
             try:
-                front.bodies.take(size, size)
+                server.bodies.take(size, size)
                 self._held = size
             except RouterError as error:
                 refusal = error
@@ -212,12 +209,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _objection(self, head: RequestHead) -> RouterError | None:
         """Why a request is refused whatever its body; such a body is not asked for."""
-        if head.method != "POST":
-            cors = self.front.cors
-            if cors is not None and is_client_route(self._route) and cors.is_preflight(head.method, head.headers):
+        if self._serve is None:
+            cors, path = self.server.cors, head.path.decode("latin-1")
+            if cors is not None and is_client_route(path) and cors.is_preflight(head.method, head.headers):
                 self._serve = cors.serve
                 return None
-            return method_not_allowed(head.method, self._route)
+            return self._route.refusal(head.method, path)
         if head.unmet_expectation:
             return HttpRefused(HttpFault.EXPECTATION)
         try:
@@ -227,14 +224,14 @@ class ClientConnection(asyncio.Protocol):
         return None
 
     def _await_body(self, head: RequestHead, data: bytes, start: int) -> None:
-        front = self.front
+        server = self.server
         self.stage = _BODY
-        self._body_due = front.now + front.limits.body_secs
-        self.due = front.now + min(front.limits.window_secs, front.limits.body_secs)
+        self._body_due = server.now + server.limits.body_secs
+        self.due = server.now + min(server.limits.window_secs, server.limits.body_secs)
         self._arrived = 0
         self._missing = head.content_length
         if head.chunked:
-            self._decoder = ChunkedDecoder(front.max_body_bytes)
+            self._decoder = ChunkedDecoder(server.max_body_bytes)
         else:
             self._body = BytesIO()
         if len(data) > start:
@@ -262,7 +259,7 @@ class ClientConnection(asyncio.Protocol):
             return
         try:
             whole = decoder.feed(data)
-            self.front.bodies.take(decoder.size - self._held, decoder.size)
+            self.server.bodies.take(decoder.size - self._held, decoder.size)
             self._held = decoder.size
         except RouterError as error:
             self._decoder = None
@@ -272,7 +269,7 @@ class ClientConnection(asyncio.Protocol):
         if not whole:
             if decoder.more:  # a read of tiny chunks is not worked through in one go
                 self._pause_reading()
-                self.front.loop.call_soon(self._go_on)
+                self.server.loop.call_soon(self._go_on)
             return
         self._decoder = None
         self._ahead = decoder.rest
@@ -294,44 +291,46 @@ class ClientConnection(asyncio.Protocol):
         if refusal is not None:
             body, self._body = b"", None
             self.release()
-        inbound = Inbound(head.method, self._route, head.headers, forwarded, body, name, self)
-        out = NativeOutbound(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
-        cors = self.front.cors
-        if cors is not None and is_client_route(self._route):
+        path = head.path.decode("latin-1")
+        inbound = Inbound(head.method, path, head.target, head.headers, forwarded, body, name, self)
+        out = ResponseWriter(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
+        cors = self.server.cors
+        if cors is not None and is_client_route(path):
             out.cors = cors.lines(head.headers)
         self._linger = refusal is not None and not keep_alive
         self.stage = _SERVING
         self.due = math.inf
         self._began = False
-        self._task = self.front.loop.create_task(self._run(inbound, out, refusal))
+        self._task = self.server.loop.create_task(self._run(inbound, out, refusal))
 
     def _refuse_head(self, fault: HttpRefused, data: bytes) -> None:
         """Answer what is not a request, or not yet: there is no method, and no knowing where the next one begins."""
         self._route = UNMATCHED
         self._missing = 0
-        self.front.exchanges.begin(UNMATCHED, "other")
+        self.server.exchanges.begin(UNMATCHED.template, "other")
         self._head = RequestHead("other", data[:1024].lstrip(b"\r\n"), b"", False, [], 0)
         self._start(b"", fault, False)
 
     def charge(self, size: int) -> None:
         """More is held for the request at work. Raises Overloaded."""
-        self.front.bodies.take(size, size)
+        self.server.bodies.take(size, size)
         self._held += size
 
     def release(self) -> None:
         """What is held for the request at work is gone, or about to go with its frame. Any number of times."""
         if self._held:
-            self.front.bodies.give(self._held)
-            self.front.trimmer.freed(self._held)
+            self.server.bodies.give(self._held)
+            self.server.trimmer.freed(self._held)
             self._held = 0
 
-    async def _run(self, inbound: Inbound, out: NativeOutbound, refusal: RouterError | None) -> None:
+    async def _run(self, inbound: Inbound, out: ResponseWriter, refusal: RouterError | None) -> None:
         self._began = True
-        exchanges = self.front.exchanges
+        exchanges = self.server.exchanges
         try:
             if refusal is None:
+                assert self._serve is not None
                 try:
-                    await self._serve(self.front.services, inbound, out)
+                    await self._serve(self.server.services, inbound, out)
                 except RouterError as error:
                     refusal = error
                 except ClientGone:
@@ -340,32 +339,32 @@ class ClientConnection(asyncio.Protocol):
                     refusal = exchanges.failed(inbound.request_id, inbound.path)
             if refusal is not None and not out.started:
                 method, target = inbound.method, self._head.target
-                await out.send(*exchanges.refusal(refusal, inbound.request_id, method, target))
+                await out.send(*exchanges.refusal(refusal, inbound.request_id, method, target, self._route.allow))
         except ClientGone:
             pass
         finally:
             refusal = None  # its traceback holds this frame
             self._task = None
             self.release()
-            exchanges.end(self._route, inbound.method, out.status)
+            exchanges.end(self._route.template, inbound.method, out.status)
             self._served(out)
 
-    def _served(self, out: NativeOutbound) -> None:
+    def _served(self, out: ResponseWriter) -> None:
         if self.gone:
             return
         if not out.complete:
             self.abort()  # only a broken connection still says that the answer is not whole
             return
-        if not out.keep_alive or (self.front.services.closing and not self._ahead):
+        if not out.keep_alive or (self.server.services.closing and not self._ahead):
             self._finish()
             return
         self.stage = _HEAD
-        self.due = self.front.now + self.front.limits.idle_secs
+        self.due = self.server.now + self.server.limits.idle_secs
         if self._ahead:
             ahead, at = self._ahead, self._at
             self._ahead, self._at = b"", 0
             self._next(ahead, at)
-        if self._reading_paused and len(self._ahead) - self._at <= self.front.limits.ahead_bytes:
+        if self._reading_paused and len(self._ahead) - self._at <= self.server.limits.ahead_bytes:
             self._resume_reading()
 
     def _pause_reading(self) -> None:
@@ -380,25 +379,13 @@ class ClientConnection(asyncio.Protocol):
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    def _hand_over(self, data: bytes) -> None:
-        """The rest of this connection is aiohttp's, from the first byte of this request on."""
-        transport = self.transport
-        self.front.forget(self)
-        self._resume_reading()
-        self.stage = _CLOSING
-        self.gone = True
-        successor = self.front.successor()
-        transport.set_protocol(successor)
-        successor.connection_made(transport)
-        successor.data_received(data)
-
     def _finish(self) -> None:
         """Close after the last answer. A kernel that holds unread bytes at the close would reset the connection, and
         the answer could be lost with it: so what a refused client still sends is read and dropped for a while."""
-        limits = self.front.limits
+        limits = self.server.limits
         if self._linger or self._ahead:
             self.stage = _LINGER
-            self.due = self.front.now + limits.linger_secs
+            self.due = self.server.now + limits.linger_secs
             waits, self._ahead = len(self._ahead) - self._at, b""
             unread = self._missing if self._linger else 0  # of a body of known length
             if unread and waits >= unread:
@@ -412,7 +399,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self.stage = _CLOSING
-        self.due = self.front.now + self.front.limits.flush_secs
+        self.due = self.server.now + self.server.limits.flush_secs
         self.transport.close()
 
     def abort(self) -> None:
@@ -429,7 +416,7 @@ class ClientConnection(asyncio.Protocol):
             if not self._began:
                 self._task = None
                 self.release()
-                self.front.exchanges.end(self._route, self._head.method, 499)
+                self.server.exchanges.end(self._route.template, self._head.method, 499)
         return task
 
     @property
@@ -438,7 +425,7 @@ class ClientConnection(asyncio.Protocol):
         return len(self._ahead) > self._at
 
     def close_if_idle(self) -> None:
-        """For a front that shuts down: between requests there is nothing to wait for."""
+        """For a server that shuts down: between requests there is nothing to wait for."""
         if self.stage is _HEAD and not self._partial:
             self._close()
 
@@ -467,7 +454,7 @@ class ClientConnection(asyncio.Protocol):
             self.abort()
 
     def _body_overdue(self) -> None:
-        limits, now = self.front.limits, self.front.now
+        limits, now = self.server.limits, self.server.now
         fault = HttpFault.BODY_TIMEOUT
         if now - limits.sweep_secs < self._body_due:
             if self._arrived >= limits.window_bytes:
@@ -487,12 +474,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _wait_for_client(self) -> None:
         self._unsent = self.transport.get_write_buffer_size()
-        self.due = self.front.now + self.front.limits.flush_secs
+        self.due = self.server.now + self.server.limits.flush_secs
 
     async def drained(self) -> None:
         """Until the client may be sent more. Raises ClientGone."""
         while self.write_paused:
-            self._drain = self.front.loop.create_future()
+            self._drain = self.server.loop.create_future()
             try:
                 await self._drain
             finally:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sgl_router.server.exchange import FLUSH_SECS, UPLOAD_SECS
-
 __all__ = ["HttpLimits"]
 
 
@@ -20,12 +18,12 @@ class HttpLimits:
     """The same while other clients cannot be let in for want of descriptors."""
     head_secs: float = 20.0
     """From the first byte of a request to the end of its headers."""
-    body_secs: float = UPLOAD_SECS
+    body_secs: float = 60.0
     """For all of a body, however fast it comes in."""
     window_secs: float = 10.0
     window_bytes: int = 16 << 10
     """So much of a body must come in within each `window_secs`, but for the last of it."""
-    flush_secs: float = FLUSH_SECS
+    flush_secs: float = 60.0
     """For the client to take the end of the last answer on a connection, or anything at all of one before."""
     linger_secs: float = 30.0
     """How long what a refused client still sends is read and dropped, so that it gets to read the refusal: many

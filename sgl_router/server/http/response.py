@@ -10,7 +10,7 @@ from sgl_router.proxy import ClientGone, Headers, header_lines
 if TYPE_CHECKING:
     from .connection import ClientConnection
 
-__all__ = ["NativeOutbound"]
+__all__ = ["ResponseWriter"]
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _LINES: dict[tuple[int, bool], bytes] = {}
@@ -20,7 +20,7 @@ _BODILESS = frozenset((204, 304))
 JOIN_LIMIT = 32 << 10
 
 
-class NativeOutbound:
+class ResponseWriter:
     """An Outbound, and a DirectOutbound, on a client's connection. `headers` never contain the framing: not
     Content-Length, Transfer-Encoding or Connection."""
 
@@ -136,11 +136,11 @@ class NativeOutbound:
     def _head(self, status: int, headers: Headers | bytes, framing: bytes) -> bytes:
         """The head up to and including its blank line. ValueError where a header would break out of its line."""
         connection = self._connection
-        front = connection.front
+        server = connection.server
         lines = headers if isinstance(headers, bytes) else header_lines(headers)
         if self.cors:
             lines += self.cors
-        if front.services.draining and not connection.more_waits:
+        if server.services.draining and not connection.more_waits:
             self.keep_alive = False  # what the client has sent already is answered first
         if self.keep_alive:
             end = b"connection: keep-alive\r\n\r\n" if self._http_1_0 else b"\r\n"
@@ -153,8 +153,8 @@ class NativeOutbound:
             lines,
             self._request_id.encode("ascii"),
             framing,
-            b"" if b"\r\ndate: " in lines else front.date_line,
-            b"" if b"\r\nserver: " in lines else front.server_line,
+            b"" if b"\r\ndate: " in lines else server.date_line,
+            b"" if b"\r\nserver: " in lines else server.server_line,
             end,
         )
 

@@ -24,8 +24,8 @@ def announced(size: int, *fields: bytes) -> bytes:
 
 @contextlib.asynccontextmanager
 async def bounded(limit: int = 4 * MIB, **settings: Any) -> AsyncIterator[Rig]:
-    async with running("native", max_body_bytes=MIB, **settings) as rig:
-        rig.front.bodies = BodyBudget(limit, MIB)
+    async with running(max_body_bytes=MIB, **settings) as rig:
+        rig.server.bodies = BodyBudget(limit, MIB)
         yield rig
 
 
@@ -34,7 +34,7 @@ async def test_uploads_that_do_not_end_take_no_more_than_the_budget() -> None:
         clients = [await rig.open() for _ in range(10)]
         for _, writer in clients[:3]:
             writer.write(announced(MIB) + b"x" * 1000)
-        await until(lambda: rig.front.bodies.held == 3 * MIB, "three are announced")
+        await until(lambda: rig.server.bodies.held == 3 * MIB, "three are announced")
         for reader, writer in clients[3:]:
             writer.write(announced(MIB) + b"x" * 1000)
             reply = await read_reply(reader)
@@ -46,10 +46,10 @@ async def test_uploads_that_do_not_end_take_no_more_than_the_budget() -> None:
         writer.write(post(b"hello"))
         reply = await read_reply(reader)
         assert reply is not None
-        assert (reply.status, rig.front.bodies.held) == (200, 3 * MIB)
+        assert (reply.status, rig.server.bodies.held) == (200, 3 * MIB)
         for _, writer in clients[:3]:
             writer.close()
-        await until(lambda: rig.front.bodies.held == 0, "what they held is given back")
+        await until(lambda: rig.server.bodies.held == 0, "what they held is given back")
         assert not rig.services.in_flight.count
 
 
@@ -58,9 +58,9 @@ async def test_chunks_count_as_they_arrive() -> None:
         (first_reader, first), (second_reader, second) = await rig.open(), await rig.open()
         for writer in (first, second):
             writer.write(HEAD + CHUNKED + b"\r\n\r\n80000\r\n" + b"x" * 0x80000 + b"\r\n")
-        await until(lambda: rig.front.bodies.held == MIB, "half of two bodies is here")
+        await until(lambda: rig.server.bodies.held == MIB, "half of two bodies is here")
         first.write(b"78000\r\n" + b"x" * 0x78000 + b"\r\n")
-        await until(lambda: rig.front.bodies.held > MIB, "more of the first")
+        await until(lambda: rig.server.bodies.held > MIB, "more of the first")
         second.write(b"78000\r\n" + b"x" * 0x78000 + b"\r\n")
         reply = await read_reply(second_reader)
         assert reply is not None
@@ -69,7 +69,7 @@ async def test_chunks_count_as_they_arrive() -> None:
         reply = await read_reply(first_reader)
         assert reply is not None
         assert (reply.status, len(reply.body)) == (200, 0xF8000)
-        await until(lambda: rig.front.bodies.held == 0, "everything is given back")
+        await until(lambda: rig.server.bodies.held == 0, "everything is given back")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ async def test_however_a_request_ends_nothing_stays_counted(raw: bytes) -> None:
         writer.write(raw)
         assert await read_reply(reader) is not None
         writer.close()
-        await until(lambda: not rig.front.connections, "the connection is gone")
-        assert rig.front.bodies.held == 0
+        await until(lambda: not rig.server.connections, "the connection is gone")
+        assert rig.server.bodies.held == 0
 
 
 async def test_a_body_counts_while_its_request_is_served_and_no_longer_than_it_is_needed() -> None:
@@ -104,9 +104,9 @@ async def test_a_body_counts_while_its_request_is_served_and_no_longer_than_it_i
     async with bounded(routes={ECHO.decode(): serve}) as rig:
         reader, writer = await rig.open()
         writer.write(post(b"x" * 100_000))
-        await until(lambda: rig.front.bodies.held == 100_000, "the request is served")
+        await until(lambda: rig.server.bodies.held == 100_000, "the request is served")
         sent.set()
-        await until(lambda: rig.front.bodies.held == 0, "the worker has it")
+        await until(lambda: rig.server.bodies.held == 0, "the worker has it")
         end.set()
         reply = await read_reply(reader)
         assert reply is not None
@@ -117,13 +117,13 @@ async def test_a_task_that_is_cut_off_before_it_begins_gives_its_body_back() -> 
     async with bounded() as rig:
         _, writer = await rig.open()
         writer.write(announced(MIB)[:-4])
-        await until(lambda: any(one._partial for one in rig.front.connections), "half a head")
-        (connection,) = rig.front.connections
+        await until(lambda: any(one._partial for one in rig.server.connections), "half a head")
+        (connection,) = rig.server.connections
         connection.data_received(b"\r\n\r\n" + b"x" * MIB)
-        assert rig.front.bodies.held == MIB
+        assert rig.server.bodies.held == MIB
         connection.cut_off()
-        await until(lambda: not rig.front.connections, "the connection is gone")
-        assert (rig.front.bodies.held, rig.seen) == (0, [])
+        await until(lambda: not rig.server.connections, "the connection is gone")
+        assert (rig.server.bodies.held, rig.seen) == (0, [])
 
 
 @pytest.mark.parametrize("raw", [announced(MIB), HEAD + CHUNKED + b"\r\n\r\nfffff\r\n"])
@@ -143,16 +143,16 @@ async def test_a_body_that_comes_in_too_slowly_is_refused(raw: bytes) -> None:
         assert reply is not None
         assert (windows, reply.status, reply.headers[b"connection"]) == (3, 408, b"close")
         assert "too slowly" in reply.json["error"]["message"]
-        assert rig.front.bodies.held == 0
+        assert rig.server.bodies.held == 0
 
 
 async def connections(rig: Rig) -> list[Any]:
     await until(lambda: rig.services.in_flight.count == 1, "the head is here")
-    return list(rig.front.connections)
+    return list(rig.server.connections)
 
 
 async def test_a_read_of_tiny_chunks_is_worked_through_in_turns() -> None:
-    async with running("native", max_body_bytes=MIB) as rig:
+    async with running(max_body_bytes=MIB) as rig:
         reader, writer = await rig.open()
         writer.write(HEAD + CHUNKED + b"\r\n\r\n" + b"1\r\nx\r\n" * 60_000 + b"0\r\n\r\n" + post(b"after"))
         for expected in (b"x" * 60_000, b"after"):
@@ -162,7 +162,7 @@ async def test_a_read_of_tiny_chunks_is_worked_through_in_turns() -> None:
 
 
 async def test_more_tiny_chunks_than_any_client_sends_are_refused() -> None:
-    async with running("native", max_body_bytes=MIB) as rig:
+    async with running(max_body_bytes=MIB) as rig:
         reader, writer = await rig.open()
         writer.write(HEAD + CHUNKED + b"\r\n\r\n" + b"1\r\nx\r\n" * 100_000)
         reply = await read_reply(reader)
@@ -175,7 +175,7 @@ async def test_more_tiny_chunks_than_any_client_sends_are_refused() -> None:
 async def test_a_client_that_sends_all_of_a_body_too_large_reads_the_refusal(kind: str) -> None:
     """Nothing is read before everything is written: a reset would have taken the response with it."""
     size = 100 * MIB
-    async with running("native", max_body_bytes=MIB) as rig:
+    async with running(max_body_bytes=MIB) as rig:
         reader, writer = await rig.open()
         if kind == "length":
             writer.write(announced(size))
@@ -189,12 +189,12 @@ async def test_a_client_that_sends_all_of_a_body_too_large_reads_the_refusal(kin
         assert (reply.status, reply.headers[b"connection"]) == (413, b"close")
         assert await reader.read() == b""
         if kind == "length":
-            await until(lambda: not rig.front.connections, "closed with the last byte, not by a timer")
+            await until(lambda: not rig.server.connections, "closed with the last byte, not by a timer")
 
 
 async def test_a_refused_client_that_asks_first_sends_nothing() -> None:
     async with bounded() as rig:
-        rig.front.bodies.take(3 * MIB, MIB)
+        rig.server.bodies.take(3 * MIB, MIB)
         reader, writer = await rig.open()
         writer.write(announced(MIB, b"Expect: 100-continue"))
         reply = await read_reply(reader)

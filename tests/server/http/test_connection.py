@@ -1,4 +1,4 @@
-"""One connection of the native front: time, memory, back-pressure, and what happens when either side goes away."""
+"""One connection of the server: time, memory, back-pressure, and what happens when either side goes away."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sgl_router.errors import NoHealthyWorkers
 from sgl_router.proxy import ClientGone
 from sgl_router.server.http.connection import Stage
 from sgl_router.server.http.limits import HttpLimits
+from sgl_router.server.routes import Route
 from tests.conformance.case import ECHO, HEALTH, STREAM, post
 from tests.conformance.rig import Rig, read_reply, running, until
 
@@ -21,19 +22,18 @@ GET = post(b"", line=b"GET " + HEALTH + b" HTTP/1.1", length=False)
 
 
 def connection(rig: Rig) -> Any:
-    (found,) = rig.front.connections
+    (found,) = rig.server.connections
     return found
 
 
 def answer_with(rig: Rig, serve: Any) -> None:
-    path = ECHO.decode()
-    rig.front.routes[ECHO] = (path, serve)
+    rig.routes.exact[ECHO] = Route(ECHO.decode(), POST=serve)
 
 
 async def test_small_writes_go_out_at_once() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         await rig.open()
-        await until(lambda: bool(rig.front.connections), "the connection is accepted")
+        await until(lambda: bool(rig.server.connections), "the connection is accepted")
         sock = connection(rig).transport.get_extra_info("socket")
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -48,7 +48,7 @@ async def test_small_writes_go_out_at_once() -> None:
     ],
 )
 async def test_a_request_that_trickles_in_is_answered_408(sent: bytes, status: int) -> None:
-    async with running("native", limits=QUICK) as rig:
+    async with running(limits=QUICK) as rig:
         reader, writer = await rig.open()
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -65,7 +65,7 @@ async def test_a_request_that_trickles_in_is_answered_408(sent: bytes, status: i
 
 
 async def test_an_idle_connection_is_closed_without_a_word() -> None:
-    async with running("native", limits=QUICK) as rig:
+    async with running(limits=QUICK) as rig:
         reader, writer = await rig.open()
         writer.write(post())
         assert await read_reply(reader) is not None
@@ -73,7 +73,7 @@ async def test_an_idle_connection_is_closed_without_a_word() -> None:
 
 
 async def test_a_slow_handler_is_nobodys_fault() -> None:
-    async with running("native", limits=QUICK) as rig:
+    async with running(limits=QUICK) as rig:
         rig.gate = asyncio.Event()
         reader, writer = await rig.open()
         writer.write(post())
@@ -86,7 +86,7 @@ async def test_a_slow_handler_is_nobodys_fault() -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 async def test_a_client_that_leaves_cancels_its_request(how: str) -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         rig.gate = asyncio.Event()
         reader, writer = await rig.open()
         writer.write(post())
@@ -100,7 +100,7 @@ async def test_a_client_that_leaves_cancels_its_request(how: str) -> None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort() if how == "reset" else writer.close()
         await until(lambda: rig.cancelled == 1, "the handler is cancelled")
-        await until(lambda: not rig.front.connections, "the connection is forgotten")
+        await until(lambda: not rig.server.connections, "the connection is forgotten")
         assert rig.services.in_flight.count == 0
         assert rig.services.metrics.responses.labels(ECHO.decode(), "POST", "499").value == 1
 
@@ -113,28 +113,28 @@ async def test_a_client_that_leaves_while_an_answer_ends_leaves_nothing_in_fligh
         await out.send(200, [], b"")
         connection(rig).transport.close()  # what asyncio does at a client's end
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         _, writer = await rig.open()
         writer.write(post() + post())
-        await until(lambda: bool(rig.seen) and not rig.front.connections, "the connection is forgotten")
+        await until(lambda: bool(rig.seen) and not rig.server.connections, "the connection is forgotten")
         assert rig.services.in_flight.count == 0
         assert len(rig.seen) == 1
         assert rig.services.metrics.responses.labels(ECHO.decode(), "POST", "499").value == 1
 
 
 async def test_a_request_that_arrives_as_all_is_cut_off_is_not_left_in_flight() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         await rig.open()
-        await until(lambda: bool(rig.front.connections), "the connection is accepted")
+        await until(lambda: bool(rig.server.connections), "the connection is accepted")
         connection(rig).data_received(post())
-        await rig.front.close()
+        await rig.server.close()
         assert rig.services.in_flight.count == 0
         assert not rig.seen
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         _, writer = await rig.open()
         writer.write(post()[:-2])
         await until(lambda: rig.services.in_flight.count == 1, "the headers have arrived")
@@ -144,7 +144,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
 
 
 async def test_a_large_refused_upload_gets_to_read_the_refusal() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         reader, writer = await rig.open()
         writer.write(b"POST " + ECHO + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n")
         for _ in range(40):
@@ -158,26 +158,26 @@ async def test_a_large_refused_upload_gets_to_read_the_refusal() -> None:
 
 async def test_a_refused_client_that_never_stops_is_cut_off() -> None:
     limits = HttpLimits(sweep_secs=0.02, linger_secs=30, linger_bytes=300_000)
-    async with running("native", limits=limits) as rig:
+    async with running(limits=limits) as rig:
         _, writer = await rig.open()
         writer.write(b"X Y Z\r\n\r\n")
         with pytest.raises(ConnectionError):
             while True:
                 writer.write(b"x" * 100_000)
                 await asyncio.wait_for(writer.drain(), 5)
-        await until(lambda: not rig.front.connections, "the connection is gone")
+        await until(lambda: not rig.server.connections, "the connection is gone")
 
 
 async def test_a_refused_client_that_stays_is_closed_in_time() -> None:
-    async with running("native", limits=QUICK) as rig:
+    async with running(limits=QUICK) as rig:
         reader, _writer = await rig.open()
         _writer.write(b"X Y Z\r\n\r\n")
         assert await read_reply(reader) is not None
-        await until(lambda: not rig.front.connections, "the connection is gone")
+        await until(lambda: not rig.server.connections, "the connection is gone")
 
 
 async def test_reading_stops_while_too_much_waits_and_goes_on() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         rig.gate = asyncio.Event()
         reader, writer = await rig.open()
         one = post(b"x" * 1000)
@@ -210,7 +210,7 @@ async def test_a_handler_waits_for_a_client_that_does_not_read() -> None:
             written += 1
         await out.end()
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())
@@ -236,11 +236,11 @@ async def test_a_client_that_takes_nothing_of_a_whole_answer_is_cut_off(how: str
                 pass
             await out.end()
 
-    async with running("native", limits=QUICK) as rig:
+    async with running(limits=QUICK) as rig:
         answer_with(rig, serve)
         _, _writer = await rig.open()
         _writer.write(post())
-        await until(lambda: bool(rig.seen) and not rig.front.connections, "the connection is gone")
+        await until(lambda: bool(rig.seen) and not rig.server.connections, "the connection is gone")
         await until(lambda: not rig.services.in_flight.count, "the request is over")
 
 
@@ -249,7 +249,7 @@ async def test_a_client_that_takes_its_time_gets_all_of_its_answer() -> None:
         await out.send(200, [], b"y" * (16 << 20))
 
     limits = HttpLimits(sweep_secs=0.02, flush_secs=1.6)
-    async with running("native", limits=limits) as rig:
+    async with running(limits=limits) as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())
@@ -276,11 +276,11 @@ async def test_a_waiting_handler_is_cancelled_when_the_client_leaves() -> None:
             ended.append(error)
             raise
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         _, writer = await rig.open()
         writer.write(post())
-        await until(lambda: bool(rig.front.connections) and connection(rig).write_paused, "the handler waits")
+        await until(lambda: bool(rig.server.connections) and connection(rig).write_paused, "the handler waits")
         writer.transport.abort()
         await until(lambda: bool(ended), "the handler has ended")
         assert isinstance(ended[0], (asyncio.CancelledError, ClientGone))
@@ -288,7 +288,7 @@ async def test_a_waiting_handler_is_cancelled_when_the_client_leaves() -> None:
 
 
 async def test_100_is_sent_for_a_body_that_is_awaited_and_only_then() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         reader, writer = await rig.open()
         head = b"POST " + ECHO + b" HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
         writer.write(head)
@@ -300,21 +300,20 @@ async def test_100_is_sent_for_a_body_that_is_awaited_and_only_then() -> None:
         assert (reply.body, reply.interim) == (b"hello", [])
 
 
-async def test_a_connection_that_asks_for_an_admin_route_is_aiohttps_from_there_on() -> None:
-    async with running("native") as rig:
+async def test_routes_of_both_kinds_share_a_connection() -> None:
+    async with running() as rig:
         reader, writer = await rig.open()
         writer.write(post(b"one") + GET[:20])
         assert (await read_reply(reader)).body == b"one"
-        assert len(rig.front.connections) == 1
+        assert len(rig.server.connections) == 1
         writer.write(GET[20:] + post(b"two") + post(b"three", target=STREAM)[:-3])
         assert (await read_reply(reader)).json == {"status": "ok"}
-        assert not rig.front.connections
         assert (await read_reply(reader)).body == b"two"
         writer.write(b"ree")
         assert (await read_reply(reader)).body == b"three"
 
 
-async def test_a_connection_is_handed_over_when_the_client_has_taken_the_answer_before() -> None:
+async def test_the_next_request_waits_until_the_client_has_taken_the_response_before() -> None:
     paused: list[bool] = []
     failures: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
@@ -328,7 +327,7 @@ async def test_a_connection_is_handed_over_when_the_client_has_taken_the_answer_
         await out.end()
         paused.append(connection(rig).write_paused)
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post() + GET)
@@ -339,8 +338,8 @@ async def test_a_connection_is_handed_over_when_the_client_has_taken_the_answer_
         assert not failures
 
 
-async def test_a_paused_connection_is_handed_over_reading() -> None:
-    async with running("native") as rig:
+async def test_a_paused_connection_goes_on_reading() -> None:
+    async with running() as rig:
         rig.gate = asyncio.Event()
         reader, writer = await rig.open()
         writer.write(post(b"one") + (GET + post(b"x" * 1000)) * 200)
@@ -351,7 +350,7 @@ async def test_a_paused_connection_is_handed_over_reading() -> None:
 
 
 async def test_a_closing_router_closes_idle_connections_and_ends_the_others_after_their_answer() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         rig.gate = asyncio.Event()
         idle, _writer = await rig.open()
         reader, writer = await rig.open()
@@ -361,7 +360,7 @@ async def test_a_closing_router_closes_idle_connections_and_ends_the_others_afte
         assert (await read_reply(taken)).status == 200
         await until(lambda: bool(rig.seen), "the handler runs")
         rig.services.draining = rig.services.closing = True
-        await rig.front.stop_listening()
+        await rig.server.stop_listening()
         assert await idle.read() == b""
         assert await taken.read() == b""
         with pytest.raises(OSError):
@@ -373,27 +372,27 @@ async def test_a_closing_router_closes_idle_connections_and_ends_the_others_afte
 
 
 async def test_what_is_in_flight_when_time_is_up_is_cut_off() -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         rig.gate = asyncio.Event()
         reader, writer = await rig.open()
         writer.write(post())
         await until(lambda: bool(rig.seen), "the handler runs")
-        await rig.front.close()
+        await rig.server.close()
         assert rig.cancelled == 1
         assert rig.services.in_flight.count == 0
         with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
             await reader.readexactly(1)
-        await rig.front.close()  # again
+        await rig.server.close()  # again
 
 
 @pytest.mark.parametrize("stage", [Stage.HEAD, Stage.BODY])
 async def test_nothing_is_left_open_at_the_end(stage: Stage) -> None:
-    async with running("native") as rig:
+    async with running() as rig:
         _, writer = await rig.open()
         writer.write(post()[:-2] if stage is Stage.BODY else post()[:9])
-        await until(lambda: bool(rig.front.connections) and connection(rig).stage is stage, "it has got there")
-        await rig.front.close()
-        assert not rig.front.connections
+        await until(lambda: bool(rig.server.connections) and connection(rig).stage is stage, "it has got there")
+        await rig.server.close()
+        assert not rig.server.connections
         assert rig.services.in_flight.count == 0
 
 
@@ -401,7 +400,7 @@ async def test_a_handler_that_fails_is_a_500_and_the_connection_goes_on() -> Non
     async def serve(services: Any, inbound: Any, out: Any) -> None:
         raise KeyError("x")
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post() + post(target=STREAM))
@@ -414,7 +413,7 @@ async def test_an_error_of_the_routers_own_is_answered_in_the_envelope() -> None
     async def serve(services: Any, inbound: Any, out: Any) -> None:
         raise NoHealthyWorkers("nobody")
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())
@@ -433,7 +432,7 @@ async def test_an_answer_that_stays_away_or_breaks_off_breaks_the_connection() -
         raise KeyError("x")
 
     for serve in (nothing, half):
-        async with running("native") as rig:
+        async with running() as rig:
             answer_with(rig, serve)
             reader, writer = await rig.open()
             writer.write(post() + post(target=STREAM))
@@ -447,7 +446,7 @@ async def test_a_header_cannot_break_out_of_its_line() -> None:
     async def serve(services: Any, inbound: Any, out: Any) -> None:
         await out.send(200, [(b"x-a", b"b\r\nset-cookie: c")], b"")
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())
@@ -466,7 +465,7 @@ async def test_what_comes_after_the_end_breaks_the_connection() -> None:
         with pytest.raises(ClientGone):
             await out.write(b"x")
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())
@@ -483,7 +482,7 @@ async def test_the_last_piece_may_bring_the_end(piece: bytes) -> None:
         assert out.try_write(piece, True)
         await out.end()
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post() + post() + post(target=STREAM))
@@ -501,7 +500,7 @@ async def test_large_answers_arrive_whole() -> None:
             await out.write(body)
             await out.end()
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post() + post(b"in pieces") + post())
@@ -515,7 +514,7 @@ async def test_an_empty_piece_is_not_the_last_chunk() -> None:
         await out.write(b"x")
         await out.end()
 
-    async with running("native") as rig:
+    async with running() as rig:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())

@@ -1,4 +1,4 @@
-"""What both fronts have to do alike."""
+"""What the server does with requests and responses, whoever handles them."""
 
 from __future__ import annotations
 
@@ -7,22 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
 import pytest
 
 from sgl_router.errors import NoHealthyWorkers
 from sgl_router.server.http.limits import HttpLimits
+from sgl_router.server.routes import Route
 from tests.conformance.case import ECHO, HEALTH, STREAM, post
 from tests.conformance.rig import Reply, Rig, read_reply, running, until
 
 OWN = (b"x-request-id", b"date")
 LARGE = 16 << 20
-
-
-@contextlib.asynccontextmanager
-async def both() -> AsyncIterator[list[Rig]]:
-    async with running("native") as native, running("aiohttp") as other:
-        yield [native, other]
 
 
 def get(target: bytes) -> bytes:
@@ -38,63 +32,48 @@ async def ask(rig: Rig, raw: bytes) -> Reply:
     return reply
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
+async def test_handlers_see_the_request_as_it_was_sent(rig: Rig) -> None:
+    target = ECHO + b"?a=b"
+    reply = await ask(rig, post(b"hello", b"X-A: b", b"x-a: \xfc", b"X-Request-Id: given-1", target=target))
+    (seen,) = rig.seen
+    assert (seen.method, seen.path, seen.target, seen.query) == ("POST", ECHO.decode(), target, b"a=b")
+    assert seen.headers[-2:] == [(b"x-a", b"\xfc"), (b"X-Request-Id", b"given-1")]
+    assert reply.headers[b"x-request-id"] == b"given-1"
+
+
+async def test_requests_are_counted_by_route_method_and_status(rig: Rig) -> None:
+    for raw in (
         post(),
         post(target=STREAM),
-        post(b"", target=STREAM),
-        post(b"hello", b"Connection: close"),
-        post(line=b"POST " + ECHO + b" HTTP/1.0"),
-        post(b"hello", b"Connection: keep-alive", line=b"POST " + ECHO + b" HTTP/1.0"),
-        post(line=b"POST " + STREAM + b" HTTP/1.0"),
-        post(b"", line=b"GET " + ECHO + b" HTTP/1.1", length=False),
-        post(b"", line=b"HEAD " + ECHO + b" HTTP/1.1", length=False),
-        post(b"", line=b"GET " + HEALTH + b" HTTP/1.1", length=False),
-        post(target=b"/nothing"),
         post(b"x" * 5000),
-        post(b"hello", b"Content-Encoding: gzip"),
-    ],
-    ids=lambda raw: raw[:60].decode("latin-1"),
-)
-async def test_answers_are_alike(raw: bytes) -> None:
-    async with both() as rigs:
-        native, other = [await ask(rig, raw) for rig in rigs]
-        for reply in (native, other):
-            for name in OWN:
-                assert reply.headers.pop(name)
-        assert native == other
+        post(b"", line=b"PUT " + ECHO + b" HTTP/1.1", length=False),
+        post(b"hello", b"Content-Encoding: br"),
+        post(target=b"/nothing"),
+        get(HEALTH),
+    ):
+        await ask(rig, raw)
+    lines = [line for line in rig.services.metrics.render().decode().splitlines() if _of_requests(line)]
+    assert sorted(line for line in lines if not line.endswith(" 0.0")) == COUNTED
 
 
-async def test_handlers_see_the_same_request() -> None:
-    raw = post(b"hello", b"X-A: b", b"x-a: \xfc", b"X-Request-Id: given-1", target=ECHO + b"?a=b")
-    async with both() as rigs:
-        replies = [await ask(rig, raw) for rig in rigs]
-        native, other = (rig.seen[0] for rig in rigs)
-        assert msgspec.structs.replace(native, account=None) == msgspec.structs.replace(other, account=None)
-        assert native.headers[-2:] == [(b"x-a", b"\xfc"), (b"X-Request-Id", b"given-1")]
-        assert [reply.headers[b"x-request-id"] for reply in replies] == [b"given-1"] * 2
-
-
-async def test_counters_are_alike() -> None:
-    async with both() as rigs:
-        for rig in rigs:
-            for raw in (
-                post(),
-                post(target=STREAM),
-                post(b"x" * 5000),
-                post(b"", line=b"PUT " + ECHO + b" HTTP/1.1", length=False),
-                post(b"hello", b"Content-Encoding: br"),
-                post(target=b"/nothing"),
-                post(b"", line=b"GET " + HEALTH + b" HTTP/1.1", length=False),
-            ):
-                await ask(rig, raw)
-        native, other = (
-            sorted(line for line in rig.services.metrics.render().decode().splitlines() if _of_requests(line))
-            for rig in rigs
-        )
-        assert native == other
-        assert len(native) > 10
+COUNTED = [
+    'sgl_router_errors_total{code="bad_request"} 1.0',
+    'sgl_router_errors_total{code="body_too_large"} 1.0',
+    'sgl_router_errors_total{code="method_not_allowed"} 1.0',
+    'sgl_router_errors_total{code="route_not_found"} 1.0',
+    'sgl_router_requests_total{method="GET",route="/healthz"} 1.0',
+    'sgl_router_requests_total{method="POST",route="/v1/chat/completions"} 3.0',
+    'sgl_router_requests_total{method="POST",route="/v1/tokenize"} 1.0',
+    'sgl_router_requests_total{method="POST",route="unmatched"} 1.0',
+    'sgl_router_requests_total{method="PUT",route="/v1/chat/completions"} 1.0',
+    'sgl_router_responses_total{method="GET",route="/healthz",status_code="200"} 1.0',
+    'sgl_router_responses_total{method="POST",route="/v1/chat/completions",status_code="200"} 1.0',
+    'sgl_router_responses_total{method="POST",route="/v1/chat/completions",status_code="400"} 1.0',
+    'sgl_router_responses_total{method="POST",route="/v1/chat/completions",status_code="413"} 1.0',
+    'sgl_router_responses_total{method="POST",route="/v1/tokenize",status_code="200"} 1.0',
+    'sgl_router_responses_total{method="POST",route="unmatched",status_code="404"} 1.0',
+    'sgl_router_responses_total{method="PUT",route="/v1/chat/completions",status_code="405"} 1.0',
+]
 
 
 def _of_requests(line: str) -> bool:
@@ -102,11 +81,8 @@ def _of_requests(line: str) -> bool:
 
 
 async def serve_with(rig: Rig, serve: Any, raw: bytes) -> Reply:
-    if rig.kind == "native":
-        rig.front.routes[ECHO] = (ECHO.decode(), serve)
-        return await ask(rig, raw)
-    async with running("aiohttp", routes={ECHO.decode(): serve}) as made:
-        return await ask(made, raw)
+    rig.routes.exact[ECHO] = Route(ECHO.decode(), POST=serve)
+    return await ask(rig, raw)
 
 
 async def test_a_workers_headers_are_relayed_byte_for_byte(rig: Rig) -> None:
@@ -119,8 +95,7 @@ async def test_a_workers_headers_are_relayed_byte_for_byte(rig: Rig) -> None:
     assert reply.headers[b"server"] == b"uvicorn"
     assert reply.headers[b"date"] == b"then"
     assert reply.headers[b"x-a"] == "ü".encode()
-    if rig.kind == "native":  # aiohttp writes UTF-8 only
-        assert reply.headers[b"x-b"] == b"\xfc"
+    assert reply.headers[b"x-b"] == b"\xfc"
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -170,13 +145,13 @@ async def test_an_answer_given_before_the_client_closed_its_half_arrives(rig: Ri
     assert reply.body == b"x" * 4096
 
 
-async def test_a_closing_front_lets_requests_end(rig: Rig) -> None:
+async def test_a_closing_server_lets_requests_end(rig: Rig) -> None:
     rig.gate = asyncio.Event()
     reader, writer = await rig.open()
     writer.write(post())
     await until(lambda: bool(rig.seen), "the handler runs")
     rig.services.draining = rig.services.closing = True
-    await rig.front.stop_listening()
+    await rig.server.stop_listening()
     with pytest.raises(OSError):
         await rig.open()
     rig.gate.set()
@@ -184,37 +159,34 @@ async def test_a_closing_front_lets_requests_end(rig: Rig) -> None:
     assert reply is not None
     assert (reply.status, reply.headers[b"connection"]) == (200, b"close")
     assert await reader.read() == b""
-    await rig.front.close()
-    await rig.front.close()
+    await rig.server.close()
+    await rig.server.close()
 
 
 @contextlib.asynccontextmanager
-async def impatient(kind: str, secs: float, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+async def impatient(secs: float) -> AsyncIterator[Rig]:
     """Answers a request with more than sockets hold, to clients that are to take some of it every `secs`."""
 
     async def serve(services: Any, inbound: Any, out: Any) -> None:
         rig.seen.append(inbound)
         await out.send(200, [], b"y" * LARGE)
 
-    monkeypatch.setattr("sgl_router.server.aiohttp_front.FLUSH_SECS", secs)
-    limits = HttpLimits(sweep_secs=0.02, flush_secs=secs) if kind == "native" else None
-    async with running(kind, limits=limits, routes={ECHO.decode(): serve}) as rig:
+    limits = HttpLimits(sweep_secs=0.02, flush_secs=secs)
+    async with running(limits=limits, routes={ECHO.decode(): serve}) as rig:
         yield rig
 
 
-async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with impatient(kind, 0.2, monkeypatch) as rig:
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut_off() -> None:
+    async with impatient(0.2) as rig:
         _, writer = await rig.open()
         writer.write(post())
         await until(lambda: bool(rig.seen) and not rig.services.in_flight.count, "the request is over")
         writer.close()
 
 
-async def test_a_client_that_takes_its_time_gets_all_of_its_answer(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_takes_its_time_gets_all_of_its_answer() -> None:
     secs = 0.4
-    async with impatient(kind, secs, monkeypatch) as rig:
+    async with impatient(secs) as rig:
         reader, writer = await rig.open()
         writer.write(post())
         await reader.readuntil(b"\r\n\r\n")
@@ -227,12 +199,11 @@ async def test_a_client_that_takes_its_time_gets_all_of_its_answer(kind: str, mo
         writer.close()
 
 
-async def test_each_response_of_a_draining_front_is_the_last_on_its_connection(rig: Rig) -> None:
+async def test_each_response_of_a_draining_server_is_the_last_on_its_connection(rig: Rig) -> None:
     """Streams, refusals and what is no data route too; what is idle stays until the port is closed."""
     idle, _writer = await rig.open()
     requests = [post(), post(b"abc", target=STREAM), get(HEALTH), get(b"/no/such/route"), get(ECHO)]
-    if rig.kind == "native":  # aiohttp answers this in HTTP/1.0, where each response is the last
-        requests.append(b"no request\r\n\r\n")
+    requests.append(b"no request\r\n\r\n")
     for number, sent in enumerate(requests):
         early, early_writer = await rig.open()
         early_writer.write(post())
@@ -251,7 +222,7 @@ async def test_each_response_of_a_draining_front_is_the_last_on_its_connection(r
         rig.services.draining = False
     assert not idle.at_eof()
     rig.services.draining = rig.services.closing = True
-    await rig.front.stop_listening()
+    await rig.server.stop_listening()
     assert await idle.read() == b""
 
 
@@ -261,7 +232,7 @@ async def test_a_request_that_has_arrived_when_the_port_closes_is_served(rig: Ri
     assert await read_reply(kept) is not None
     rig.services.draining = rig.services.closing = True
     writer.write(post(b"just now"))
-    await rig.front.stop_listening()
+    await rig.server.stop_listening()
     reply = await read_reply(kept)
     assert reply is not None
     assert (reply.body, reply.headers[b"connection"]) == (b"just now", b"close")
@@ -293,12 +264,12 @@ async def test_a_response_that_began_before_the_drain_ends_its_connection_after_
         await out.write(b"last")
         await out.end()
 
-    async with running(rig.kind, routes={STREAM.decode(): stream}) as other:
+    async with running(routes={STREAM.decode(): stream}) as other:
         reader, writer = await other.open()
         writer.write(post(b"", target=STREAM))
         head = await reader.readuntil(b"\r\n\r\n")
         assert b"connection: close" not in head.lower()
         other.services.draining = other.services.closing = True
-        await other.front.stop_listening()
+        await other.server.stop_listening()
         gate.set()
         assert (await reader.read()).endswith(b"last\r\n0\r\n\r\n")

@@ -1,70 +1,28 @@
-"""What the router says about itself: probes, models, workers."""
+"""`GET /workers`: every worker with its load, its breaker and its event streams. It shows URLs."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from sgl_router.errors import ModelNotFound
+from sgl_router.server.answer import send_json
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import RankStatus
+    from sgl_router.proxy import Outbound
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.services import Services
     from sgl_router.workers import Target, Worker
 
-    from .services import Model, Services
-
-__all__ = ["LIVENESS_PATHS", "model_view", "models_view", "readiness_view", "workers_view"]
-
-LIVENESS_PATHS = ("/healthz", "/health")
+__all__ = ["serve_workers", "workers_view"]
 
 
-def readiness_view(services: Services) -> tuple[int, dict[str, Any]]:
-    """200 while every model has a healthy worker, else 503 with the reasons."""
-    reasons = services.unready()
-    if reasons:
-        return 503, {"status": "not ready", "reasons": reasons}
-    return 200, {"status": "ready"}
-
-
-def models_view(services: Services) -> dict[str, Any]:
-    """OpenAI's list, of the configured models that some healthy worker serves."""
-    return {"object": "list", "data": [_model(services, model) for model in _served(services)]}
-
-
-def model_view(services: Services, name: str) -> dict[str, Any]:
-    """One entry of that list. Raises ModelNotFound for what is not in it."""
-    served = list(_served(services))
-    for model in served:
-        if model.id == name:
-            return _model(services, model)
-    raise ModelNotFound(
-        f"model {name[:200]!r} is not served here; served models: {sorted(model.id for model in served)}", "model"
-    )
-
-
-def _served(services: Services) -> Iterator[Model]:
-    now = time.monotonic()
-    for model in services.models.values():
-        if any(worker.serves(now) for worker in services.registry.for_model(model.id)):
-            yield model
-
-
-def _model(services: Services, model: Model) -> dict[str, Any]:
-    entry: dict[str, Any] = {
-        "id": model.id,
-        "object": "model",
-        "created": int(services.started_at),
-        "owned_by": "sglang",
-        "root": model.id,
-    }
-    if model.tokenizer.max_model_len is not None:
-        entry["max_model_len"] = model.tokenizer.max_model_len
-    return entry
+async def serve_workers(services: Services, inbound: Inbound, out: Outbound) -> None:
+    await send_json(out, workers_view(services))
 
 
 def workers_view(services: Services) -> dict[str, Any]:
-    """Every registered worker, and every configured one that has not answered yet. For operators: it shows URLs."""
+    """Every registered worker, and every configured one that has not answered yet."""
     return {
         "workers": [_worker(services, worker) for worker in services.registry.all()],
         "pending": [

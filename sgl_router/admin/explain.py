@@ -1,0 +1,25 @@
+"""`POST /internal/explain`: where a chat would be sent now, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sgl_router.server.answer import send_json
+from sgl_router.server.ask import make_ask
+from sgl_router.server.body import read_chat
+
+if TYPE_CHECKING:
+    from sgl_router.proxy import Outbound
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.services import Services
+
+__all__ = ["serve_explain"]
+
+
+async def serve_explain(services: Services, inbound: Inbound, out: Outbound) -> None:
+    """Nothing is sent to a worker. Raises what a chat completion would be refused with."""
+    chat = await read_chat(inbound.body)
+    model, adapter = services.model(chat["model"])
+    ask = await make_ask(model, adapter, chat, inbound.headers, inbound.request_id)
+    view = await services.routing.explain(ask)
+    await send_json(out, {"model": model.id, "policy": model.config.policy.value, **view})

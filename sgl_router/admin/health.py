@@ -1,0 +1,27 @@
+"""`GET /healthz`, `/health`: the process is alive. `GET /readyz`: it should be sent requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sgl_router.server.answer import send_json
+
+if TYPE_CHECKING:
+    from sgl_router.proxy import Outbound
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.services import Services
+
+__all__ = ["serve_liveness", "serve_readiness"]
+
+
+async def serve_liveness(services: Services, inbound: Inbound, out: Outbound) -> None:
+    await send_json(out, {"status": "ok"})
+
+
+async def serve_readiness(services: Services, inbound: Inbound, out: Outbound) -> None:
+    """200 while every model has a healthy worker, else 503 with the reasons."""
+    reasons = services.unready()
+    if reasons:
+        await send_json(out, {"status": "not ready", "reasons": reasons}, 503)
+    else:
+        await send_json(out, {"status": "ready"})

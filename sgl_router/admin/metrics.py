@@ -1,0 +1,20 @@
+"""`GET /metrics`: everything that is counted, for Prometheus."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sgl_router.observability.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from sgl_router.proxy import Outbound
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.services import Services
+
+__all__ = ["serve_metrics"]
+
+_HEADERS = [(b"content-type", CONTENT_TYPE.encode("ascii"))]
+
+
+async def serve_metrics(services: Services, inbound: Inbound, out: Outbound) -> None:
+    await out.send(200, _HEADERS, await services.metrics.render_aside())

@@ -1,0 +1,55 @@
+"""`GET /internal/kv_snapshot`: the index as a file, for a peer that starts. It holds the hash secret."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import structlog
+
+from sgl_router.errors import SnapshotBusy
+from sgl_router.kv_events import KvIndex, encode_snapshot
+from sgl_router.proxy import ClientGone
+
+if TYPE_CHECKING:
+    from sgl_router.proxy import Outbound
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.routes import Serve
+    from sgl_router.server.services import Services
+
+__all__ = ["SNAPSHOT_PATH", "snapshot_route"]
+
+log = structlog.get_logger(__name__)
+
+SNAPSHOT_PATH = "/internal/kv_snapshot"
+_STALL_SECS = 15.0
+_HEADERS = [(b"content-type", b"application/octet-stream")]
+
+
+def snapshot_route(index: KvIndex, *, stall_secs: float = _STALL_SECS) -> Serve:
+    """One at a time: a copy costs memory and events wait for it. A client that stops reading is cut off."""
+    busy = False
+
+    async def serve(services: Services, inbound: Inbound, out: Outbound) -> None:
+        nonlocal busy
+        if busy:
+            raise SnapshotBusy("another snapshot is being sent; try again in a moment")
+        busy = True
+        try:
+            await out.start(200, _HEADERS)
+            if inbound.method != "HEAD":
+                async with contextlib.aclosing(encode_snapshot(index)) as chunks:
+                    async for chunk in chunks:
+                        await asyncio.wait_for(out.write(chunk), stall_secs)
+            await asyncio.wait_for(out.end(), stall_secs)
+        except ClientGone:
+            raise
+        except Exception as error:
+            # The status line is out: only a broken connection still tells the peer.
+            log.warning("kv snapshot broke off", reason=repr(error))
+            out.abort()
+        finally:
+            busy = False
+
+    return serve

@@ -1,0 +1,1 @@
+"""What clients ask a router. One file per endpoint."""
