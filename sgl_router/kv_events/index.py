@@ -40,7 +40,7 @@ from .withheld import WithheldNamespaces
 from .witness import Sent, Witness
 
 if TYPE_CHECKING:
-    from sgl_router.policies import RouteDecision
+    from sgl_router.placement import Leg
     from sgl_router.prompt import TokenIds
     from sgl_router.workers import KvEventSource, Target, Worker
 
@@ -438,13 +438,13 @@ class KvIndex:
         if replayable and rank.repairer is not None:
             rank.repairer.start()
 
-    def sent(self, decision: RouteDecision, prompt: Prompt, namespace: Namespace) -> Sent | None:
-        """A prompt that was looked up goes to the decision's target. Its answer is to be told to what this returns;
+    def sent(self, leg: Leg, prompt: Prompt, namespace: Namespace) -> Sent | None:
+        """A prompt that was looked up goes to the leg's target. Its answer is to be told to what this returns;
         None where there is nothing to learn from it."""
-        rank = self._by_target.get(decision.target)
+        rank = self._by_target.get(leg.target)
         if rank is None or rank.stream.state not in MATCHED_STATES:
             return None
-        return rank.witness.sent(decision, prompt, namespace)
+        return rank.witness.sent(leg, prompt, namespace)
 
     def confirm(self, worker: Worker) -> None:
         """Introspection found the worker unchanged. One that does not tell when it was started may be another

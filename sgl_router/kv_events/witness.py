@@ -20,7 +20,7 @@ from .stream import EventStream, StreamState, Untrust
 from .tree import BlockTree
 
 if TYPE_CHECKING:
-    from sgl_router.policies import RouteDecision
+    from sgl_router.placement import Leg
     from sgl_router.prompt import Prompt
     from sgl_router.workers import Target
 
@@ -49,16 +49,16 @@ class Sent:
     """One dispatched prompt, as the index saw it then. It keeps a few numbers, not the prompt's keys; of a prefix that
     is in doubt, at most 1,024 of them."""
 
-    __slots__ = ("blocks", "claimed", "decision", "end", "keys", "last", "prefix", "root", "stride", "witness")
+    __slots__ = ("blocks", "claimed", "end", "keys", "last", "leg", "prefix", "root", "stride", "witness")
 
-    def __init__(self, witness: Witness, decision: RouteDecision, keys: Sequence[int], root: int) -> None:
+    def __init__(self, witness: Witness, leg: Leg, keys: Sequence[int], root: int) -> None:
         self.witness = witness
-        self.decision = decision
+        self.leg = leg
         self.root = root
         self.blocks = blocks = len(keys)
         """How many of the prompt's leading blocks have keys, the last of them `last`."""
         self.last = keys[-1]
-        self.claimed = claimed = min(decision.matched_blocks, blocks)
+        self.claimed = claimed = min(leg.matched_blocks, blocks)
         """How many of them the index claimed, the last of them `end`."""
         self.prefix: Prefix | None = None
         self.keys: array[int] | None = None
@@ -75,7 +75,7 @@ class Sent:
         prefix was not in doubt. `reported`: tokens it had, fewer than claimed."""
         if self.keys is None:
             return None
-        place = reported // self.decision.page_size // self.stride
+        place = reported // self.leg.page_size // self.stride
         return self.keys[place] if place < len(self.keys) else self.end
 
     def completed(self, cached_tokens: int | None) -> None:
@@ -129,28 +129,28 @@ class Witness:
         """Namespaces that are not matched on this rank for now."""
         return self._withheld.count(self._stream, self._clock()) if self._withheld else 0
 
-    def sent(self, decision: RouteDecision, prompt: Prompt, namespace: Namespace) -> Sent | None:
+    def sent(self, leg: Leg, prompt: Prompt, namespace: Namespace) -> Sent | None:
         """A prompt goes to this rank. None where there is nothing to learn from it: it has no whole block, or was not
         looked up with this stream's kind of keys."""
         root = self._stream.hasher.root(namespace)
         memo = prompt.keys.get(root)
-        return Sent(self, decision, memo.computed, root) if memo is not None and memo.computed else None
+        return Sent(self, leg, memo.computed, root) if memo is not None and memo.computed else None
 
     def completed(self, sent: Sent, cached_tokens: int | None) -> None:
         """See `Sent.completed`."""
         stream = self._stream
         if stream.state is StreamState.LIVE:
-            if cached_tokens is not None and sent.decision.epoch in (None, stream.epoch):
+            if cached_tokens is not None and sent.leg.epoch in (None, stream.epoch):
                 self._compare(sent, cached_tokens)
         elif stream.state is not StreamState.WAITING:
             return
-        if self._stores and sent.blocks > max(sent.claimed, sent.decision.expected_blocks):
+        if self._stores and sent.blocks > max(sent.claimed, sent.leg.expected_blocks):
             self._count(sent, cached_tokens)
 
     # --- reports ------------------------------------------------------------------------------------------------
 
     def _compare(self, sent: Sent, reported: int) -> None:
-        now, claimed, page = self._clock(), sent.claimed, sent.decision.page_size
+        now, claimed, page = self._clock(), sent.claimed, sent.leg.page_size
         verdict = Verdict.NONE
         if claimed:
             verdict = self.agreement.report(
@@ -191,7 +191,7 @@ class Witness:
             _, last, root, epoch = doubtful.popleft()
             if epoch == stream.epoch:
                 self._covered(self._tree.holds(stream.slot, last), root, now)
-        page, tokens = sent.decision.page_size, sent.decision.prompt_tokens or 0
+        page, tokens = sent.leg.page_size, sent.leg.prompt_tokens or 0
         more = reported - sent.claimed * page
         if more <= page or more <= _MUCH * tokens:
             self._covered(True, sent.root, now)
@@ -245,7 +245,7 @@ class Witness:
         stream = self._stream
         if self._behind():
             return
-        page = sent.decision.page_size
+        page = sent.leg.page_size
         if cached_tokens is not None and sent.blocks * page - cached_tokens < page:
             return  # the worker had all of it: it stores nothing new
         self._listen()

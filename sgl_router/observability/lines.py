@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from operator import attrgetter
 from time import gmtime, strftime, time_ns
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from sgl_router.placement import LOG_FIELDS, LOG_FIRST
 
 if TYPE_CHECKING:
     from .record import RequestRecord
@@ -22,6 +25,13 @@ _SHORT = 4096
 _MS = tuple(repr(number / 100) for number in range(_SHORT))
 _DIGITS = tuple(f"{number:03d}" for number in range(1000))
 _FIRST_DIGITS = ("", *(f".000{digits}" for digits in _DIGITS[1:]))
+
+_first_values = attrgetter(*(place for _, place in LOG_FIRST))
+_leg_values = attrgetter(*(place for _, place in LOG_FIELDS))
+_TEXT_FIRST = "".join(f" {name}=%s" for name, _ in LOG_FIRST)
+_TEXT_LEG = "".join(f" {name}=%s" for name, _ in LOG_FIELDS)
+_JSON_FIRST = "".join(f',"{name}":"%s"' for name, _ in LOG_FIRST)
+_JSON_LEG = "".join(f',"{name}":%s' for name, _ in LOG_FIELDS)
 
 _odd_in_text = re.compile(r"[ \t\r\n=\"']").search
 _odd_in_json = re.compile(r"[^!#-\[\]-~]").search
@@ -81,9 +91,9 @@ class TextLines(_Lines):
 
     def write(self, record: RequestRecord, prefix: str) -> None:
         """Workers' ids and enum values need no quoting, models are few; a request's id is the client's."""
-        decision = record.decision
+        placement = record.placement
         ended, started, decided = record.ended_at, record.started_at, record.decided_at
-        if decision is None or decided is None or record.error is not None:
+        if placement is None or decided is None or record.error is not None or len(placement.legs) > 1:
             self.write_fields(record.fields(), prefix, ended)
             return
         took = int((ended - started) * 1e5 + 0.5)
@@ -101,21 +111,18 @@ class TextLines(_Lines):
             after += " streamed=True"
         if record.attempts > 1:
             after += f" attempts={record.attempts}"
-        unmatched = "" if decision.unmatched is None else f" unmatched={decision.unmatched._value_}"
-        target, model = decision.target, record.model_id
+        leg, model = placement.legs[0], record.model_id
+        unmatched = "" if leg.unmatched is None else f" unmatched={leg.unmatched._value_}"
         micros = time_ns() // 1000  # as in `_now`
         if (millis := micros // 1000) != self._millis:
             self._enter(millis)
         digits = self._digits[micros - millis * 1000]
         self._sink.add(
             f"{self._stamp}{digits}Z{prefix}method=POST status={record.status}"
-            f" ms={_MS[took] if took < _SHORT else took / 100} worker={target.worker.id}"
-            f" reason={decision.reason._value_} request_id={request_id}"
+            f" ms={_MS[took] if took < _SHORT else took / 100}{_TEXT_FIRST % _first_values(leg)}"
+            f" request_id={request_id}"
             f" model={model if model is None else self._words.get(model) or self._word(model)}"
-            f" outcome={record.outcome._value_} dp_rank={target.dp_rank}"
-            f" matched_blocks={decision.matched_blocks} total_blocks={decision.total_blocks} page={decision.page_size}"
-            f" prompt_tokens={decision.prompt_tokens} candidates={decision.candidates} load_min={decision.min_load}"
-            f" load_max={decision.max_load}{unmatched}"
+            f" outcome={record.outcome._value_}{_TEXT_LEG % _leg_values(leg)}{unmatched}"
             f" decide_ms={_MS[deciding] if deciding < _SHORT else deciding / 100}{first_byte}{after}\n",
             ended,
         )
@@ -133,9 +140,9 @@ class JsonLines(_Lines):
         return msgspec.json.encode(name).decode()
 
     def write(self, record: RequestRecord, level: str) -> None:
-        decision = record.decision
+        placement = record.placement
         ended, started, decided = record.ended_at, record.started_at, record.decided_at
-        if decision is None or decided is None or record.error is not None or record.status is None:
+        if placement is None or decided is None or len(placement.legs) > 1 or record.error or record.status is None:
             self.write_fields(record.fields(), level, ended)
             return
         took = int((ended - started) * 1e5 + 0.5)
@@ -153,9 +160,11 @@ class JsonLines(_Lines):
             after += f',"attempts":{record.attempts}'
         request_id = record.request_id
         quoted = self._quoted(request_id) if _odd_in_json(request_id) else f'"{request_id}"'
-        tokens = decision.prompt_tokens
-        unmatched = "" if decision.unmatched is None else f',"unmatched":"{decision.unmatched._value_}"'
-        target, model = decision.target, record.model_id
+        leg, model = placement.legs[0], record.model_id
+        unmatched = "" if leg.unmatched is None else f',"unmatched":"{leg.unmatched._value_}"'
+        of_leg = _JSON_LEG % _leg_values(leg)
+        if leg.prompt_tokens is None:
+            of_leg = of_leg.replace("None", "null")
         micros = time_ns() // 1000  # as in `_now`
         if (millis := micros // 1000) != self._millis:
             self._enter(millis)
@@ -163,13 +172,10 @@ class JsonLines(_Lines):
         self._sink.add(
             f'{{"method":"POST","status":{record.status}'
             f',"ms":{_MS[took] if took < _SHORT else took / 100}'
-            f',"worker":"{target.worker.id}","reason":"{decision.reason._value_}","request_id":{quoted},"model":'
+            f'{_JSON_FIRST % _first_values(leg)},"request_id":{quoted},"model":'
             f"{'null' if model is None else self._words.get(model) or self._word(model)}"
-            f',"outcome":"{record.outcome._value_}","dp_rank":{target.dp_rank}'
-            f',"matched_blocks":{decision.matched_blocks},"total_blocks":{decision.total_blocks}'
-            f',"page":{decision.page_size},"prompt_tokens":{"null" if tokens is None else tokens}'
-            f',"candidates":{decision.candidates},"load_min":{decision.min_load},"load_max":{decision.max_load}'
-            f'{unmatched},"decide_ms":{_MS[deciding] if deciding < _SHORT else deciding / 100}{after}'
+            f',"outcome":"{record.outcome._value_}"{of_leg}{unmatched}'
+            f',"decide_ms":{_MS[deciding] if deciding < _SHORT else deciding / 100}{after}'
             f',"event":"{_EVENT}","level":"{level}","timestamp":"{self._stamp}{digits}Z"}}\n',
             ended,
         )

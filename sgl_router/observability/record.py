@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.placement import LOG_FIELDS, LOG_FIRST
+
 from . import logs
 from .outcome import Outcome
 
 if TYPE_CHECKING:
     from sgl_router.errors import RouterError
-    from sgl_router.policies import RouteDecision
+    from sgl_router.placement import Placement
 
     from .metrics import Metrics
 
@@ -37,12 +39,12 @@ class RequestRecord:
         "bytes_out",
         "cached_tokens",
         "decided_at",
-        "decision",
         "ended_at",
         "error",
         "first_byte_at",
         "model_id",
         "outcome",
+        "placement",
         "request_id",
         "started_at",
         "status",
@@ -55,7 +57,7 @@ class RequestRecord:
         self.decided_at: float | None = None
         self.first_byte_at: float | None = None
         self.model_id: str | None = None
-        self.decision: RouteDecision | None = None
+        self.placement: Placement | None = None
         self.error: RouterError | None = None
         self.outcome = _INTERNAL
         self.status: int | None = None
@@ -64,10 +66,10 @@ class RequestRecord:
         self.cached_tokens: int | None = None
         self.attempts = 0
 
-    def decided(self, decision: RouteDecision, waited_secs: float = 0.0) -> None:
+    def decided(self, placement: Placement, waited_secs: float = 0.0) -> None:
         """`waited_secs`: for a worker to have room. It is no part of what deciding took; nor is a connection that
         could not be made, after which this is called again."""
-        self.decision = decision
+        self.placement = placement
         if self.decided_at is None:
             self.decided_at = perf_counter() - waited_secs
         self.attempts += 1
@@ -105,30 +107,21 @@ class RequestRecord:
 
     def fields(self) -> dict[str, object]:
         """The fields of the log line, in its order: what is looked at first, who it was, then what was decided by."""
-        started, decision = self.started_at, self.decision
+        started, placement = self.started_at, self.placement
         fields: dict[str, object] = {
             "method": "POST",
             "status": self.status,
             "ms": _milliseconds(self.ended_at - started),
         }
-        if decision is not None:
-            fields |= {"worker": decision.target.worker.id, "reason": decision.reason.value}
+        if placement is not None:
+            fields |= placement.log_fields(LOG_FIRST)
         if self.error is not None:
             fields["code"] = self.error.code.value
         fields |= {"request_id": self.request_id, "model": self.model_id, "outcome": self.outcome.value}
-        if decision is not None:
-            fields |= {
-                "dp_rank": decision.target.dp_rank,
-                "matched_blocks": decision.matched_blocks,
-                "total_blocks": decision.total_blocks,
-                "page": decision.page_size,
-                "prompt_tokens": decision.prompt_tokens,
-                "candidates": decision.candidates,
-                "load_min": decision.min_load,
-                "load_max": decision.max_load,
-            }
-            if decision.unmatched is not None:
-                fields["unmatched"] = decision.unmatched.value
+        if placement is not None:
+            fields |= placement.log_fields(LOG_FIELDS)
+            if (unmatched := placement.prefill.unmatched) is not None:
+                fields["unmatched"] = unmatched.value
         if self.decided_at is not None:
             fields["decide_ms"] = _milliseconds(self.decided_at - started)
         if self.first_byte_at is not None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .active_load import ActiveLoad, LoadGuard
-from .base import DecisionReason, Facts, Policy, RouteDecision, Unmatched, least_loaded
+from .base import Facts, Policy, least_loaded
 from .cache_aware import CacheAwareZmq
-from .cost import CandidateCost, Costs
+from .cost import Costs
 from .janitor import Janitor
 from .kv_cost import KvCost
 from .load import PowerOfTwo, RandomChoice, RoundRobin
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActiveLoad",
     "CacheAwareZmq",
-    "CandidateCost",
     "Costs",
-    "DecisionReason",
     "Facts",
     "Janitor",
     "KvCost",
@@ -33,8 +31,6 @@ __all__ = [
     "PowerOfTwo",
     "RandomChoice",
     "RoundRobin",
-    "RouteDecision",
-    "Unmatched",
     "least_loaded",
     "make_policy",
 ]

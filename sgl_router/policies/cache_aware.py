@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .base import DecisionReason, Facts, RouteDecision, least_loaded
+from sgl_router.placement import DecisionReason, Leg
+
+from .base import Facts, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -41,7 +43,7 @@ class CacheAwareZmq:
         self._rel = balance_rel_threshold
         self._near = max(1, balance_abs_threshold // 8)
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         loads = [candidate.inflight for candidate in candidates]
         low, high = min(loads), max(loads)
         match = facts.match
@@ -80,7 +82,7 @@ class CacheAwareZmq:
                     reason = DecisionReason.CACHE_HIT
         if match is not None and not total and facts.prompt_tokens:
             total = (facts.prompt_tokens - 1) // page  # nothing was heard of this target yet
-        return RouteDecision(
+        return Leg(
             target,
             reason,
             len(candidates),

@@ -5,39 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
+from sgl_router.placement import CandidateCost
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import MatchedPrefix
-    from sgl_router.workers import Target
 
     from .standing import Standing
 
-__all__ = ["CandidateCost", "Costs"]
-
-
-class CandidateCost(msgspec.Struct, frozen=True):
-    """One candidate's terms; the least `total_ms` wins. Tokens are as the index and the load tracker know them."""
-
-    target: Target
-    compute_ms: float
-    """Prompt tokens that the target has to compute, at the speed it has shown."""
-    load_back_ms: float
-    """Cached tokens that it must bring back to the device first."""
-    queue_ms: float
-    """Prompts ahead."""
-    others_ms: float
-    """What those who come after will wait for this prompt: computing and loading times the pressure."""
-    decode_ms: float
-    """Answers under way."""
-    eviction_ms: float
-    """Cached tokens that this prompt would push out."""
-    session_ms: float
-    """Below 0 for the target that the session's last request went to."""
-    total_ms: float
-    """The sum of the above."""
-    uncached_tokens: int
-    queued_tokens: int
+__all__ = ["Costs"]
 
 
 class Costs:

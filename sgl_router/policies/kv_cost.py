@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from .base import DecisionReason, Facts, RouteDecision, least_loaded
+from sgl_router.placement import DecisionReason, Leg
+
+from .base import Facts, least_loaded
 from .cost import Costs
 from .pressure import Pressure
 from .sessions import Sessions
@@ -57,7 +59,7 @@ class KvCost:
         self.waiting = 0
         """Requests that wait in the router for a target: whoever holds them says so."""
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         costs = self.costs(self.standing(candidates, self._clock()), facts)
         return self.decide(self.cheapest(costs), costs, facts)
 
@@ -136,7 +138,7 @@ class KvCost:
         candidates = costs.standing.candidates
         return costs.standing.positions[least_loaded([candidates[position] for position in best], self._rng)]
 
-    def decide(self, position: int, costs: Costs, facts: Facts) -> RouteDecision:
+    def decide(self, position: int, costs: Costs, facts: Facts) -> Leg:
         """The decision for a candidate, with everyone's cost where the facts ask for it. The session goes there."""
         candidates, match = costs.standing.candidates, facts.match
         target, prefix = candidates[position], costs.prefix(position)
@@ -154,7 +156,7 @@ class KvCost:
         total = match.blocks_of(target) if match is not None else 0
         if match is not None and not total and facts.prompt_tokens:
             total = (facts.prompt_tokens - 1) // page  # nothing was heard of this target yet
-        return RouteDecision(
+        return Leg(
             target,
             reason,
             candidates=len(candidates),

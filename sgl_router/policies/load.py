@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .base import DecisionReason, Facts, RouteDecision, least_loaded
+from sgl_router.placement import DecisionReason, Leg
+
+from .base import Facts, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["PowerOfTwo", "RandomChoice", "RoundRobin"]
 
 
-def _decide(target: Target, reason: DecisionReason, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+def _decide(target: Target, reason: DecisionReason, candidates: Sequence[Target], facts: Facts) -> Leg:
     loads = [candidate.inflight for candidate in candidates]
-    return RouteDecision(
+    return Leg(
         target,
         reason,
         candidates=len(candidates),
@@ -35,7 +37,7 @@ class RoundRobin:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         oldest = min(candidate.last_selected for candidate in candidates)
         target = self._rng.choice([candidate for candidate in candidates if candidate.last_selected == oldest])
         return _decide(target, DecisionReason.ROUND_ROBIN, candidates, facts)
@@ -49,7 +51,7 @@ class RandomChoice:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         return _decide(self._rng.choice(candidates), DecisionReason.RANDOM, candidates, facts)
 
 
@@ -61,6 +63,6 @@ class PowerOfTwo:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         drawn = candidates if len(candidates) < 2 else self._rng.sample(candidates, 2)
         return _decide(least_loaded(drawn, self._rng), DecisionReason.POWER_OF_TWO, candidates, facts)

@@ -13,7 +13,8 @@ from sgl_router.config import Config
 from sgl_router.discovery.static_urls import StaticUrls
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, watch_loop_lag
-from sgl_router.policies import ActiveLoad, DecisionReason, Janitor
+from sgl_router.placement import DecisionReason
+from sgl_router.policies import ActiveLoad, Janitor
 from sgl_router.proxy import UpstreamPool
 from sgl_router.routing import LocalRouting
 from sgl_router.server.http.server import HttpServer

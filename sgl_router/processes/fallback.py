@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sgl_router.policies import DecisionReason, Facts, RouteDecision, least_loaded
+from sgl_router.placement import DecisionReason, Leg
+from sgl_router.policies import Facts, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -24,10 +25,10 @@ class RoutingAway:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         target = least_loaded(candidates, self._rng)
         loads = [candidate.inflight for candidate in candidates]
-        return RouteDecision(
+        return Leg(
             target,
             DecisionReason.ROUTING_AWAY,
             candidates=len(candidates),

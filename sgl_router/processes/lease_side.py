@@ -12,9 +12,9 @@ import structlog
 from sgl_router.errors import InternalError, RouterError
 from sgl_router.kv_events import Namespace
 from sgl_router.observability.outcome import Outcome
-from sgl_router.policies import DecisionReason, RouteDecision, Unmatched
+from sgl_router.placement import DecisionReason, Leg, Unmatched
 from sgl_router.routing import Ask
-from sgl_router.routing.local import LocalLease
+from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.workers import Permit
 
 from .keys import keyed_prompt
@@ -167,7 +167,7 @@ class LeaseSide:
             return
         self._leases[seq] = lease
         lease.on_expire = lambda: self.link.send(Expired(seq))
-        self.link.send(_chosen(seq, lease.decision))
+        self.link.send(Chosen(seq, lease.placement))
 
     def _explain(self, message: Explain) -> None:
         if self._used_before(message.seq):
@@ -233,7 +233,7 @@ class LeaseSide:
             streamed=message.streamed,
             computed=message.computed,
         )
-        decision = RouteDecision(
+        leg = Leg(
             target,
             DecisionReason.ROUTING_AWAY,
             candidates=1,
@@ -243,7 +243,9 @@ class LeaseSide:
         )
         # Where the breaker would not have let it go, its end tells the breaker nothing.
         permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
-        lease = LocalLease(server.routing, decision, permit, guard, None, worker.model_id, "", message.fingerprint)
+        routing, model_id = server.routing, worker.model_id
+        held = LegLease(routing.conduct(model_id), leg, permit, guard, fingerprint=message.fingerprint)
+        lease = routing.hold(held, model_id, "")
         lease.on_expire = lambda: self.link.send(Expired(message.seq))
         self._leases[message.seq] = lease
 
@@ -289,22 +291,3 @@ def _going_on(started: Coroutine[object, None, None], awaited: object) -> Genera
                 awaited = started.send(None)
     except StopIteration:
         pass
-
-
-def _chosen(seq: int, decision: RouteDecision) -> Chosen:
-    target = decision.target
-    return Chosen(
-        seq,
-        target.worker.generation,
-        target.dp_rank,
-        decision.reason,
-        decision.candidates,
-        decision.min_load,
-        decision.max_load,
-        decision.matched_blocks,
-        decision.total_blocks,
-        decision.page_size,
-        decision.prompt_tokens,
-        decision.unmatched,
-        decision.expected_blocks,
-    )

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from sgl_router.workers import CircuitBreaker, Worker, WorkerInfo, WorkerRegistry
+from sgl_router.workers import CircuitBreaker, Target, Worker, WorkerInfo, WorkerRegistry
 
 from .wire import WorkerState
 
 if TYPE_CHECKING:
     from sgl_router.config import ModelConfig
 
-__all__ = ["Mirror"]
+__all__ = ["GONE", "Mirror"]
+
+
+GONE = Worker("http://gone", WorkerInfo(served_model_name="")).targets[0]
+"""In the place of a target whose worker has been removed."""
 
 
 class Mirror:
@@ -64,6 +68,11 @@ class Mirror:
 
     def worker(self, generation: int) -> Worker | None:
         return self._by_generation.get(generation)
+
+    def target(self, generation: int, dp_rank: int) -> Target:
+        """GONE for one that is not known (any more)."""
+        worker = self._by_generation.get(generation)
+        return worker.targets[dp_rank] if worker is not None and 0 <= dp_rank < worker.dp_size else GONE
 
     def generation(self, worker: Worker) -> int | None:
         """None for a worker the routing process does not know (any more)."""

@@ -14,14 +14,16 @@ import structlog
 
 from sgl_router.errors import ErrorCode, InternalError, QueueFull, QueueTimeout, RouterError, RoutingAway
 from sgl_router.observability.outcome import Outcome
-from sgl_router.policies import Facts, RouteDecision, Unmatched
-from sgl_router.routing.local import LocalLease
+from sgl_router.placement import Unmatched
+from sgl_router.policies import Facts
+from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.workers import Permit
 
 from .explanations import Explanations
 from .fallback import AWAY
 from .keys import PromptHasher
 from .link import Link
+from .mirror import GONE
 from .remote_lease import RemoteLease
 from .wire import (
     Choose,
@@ -47,6 +49,7 @@ from .wire import (
 )
 
 if TYPE_CHECKING:
+    from sgl_router.placement import Placement
     from sgl_router.policies import ActiveLoad
     from sgl_router.routing import Ask, LocalRouting
     from sgl_router.workers import Worker
@@ -103,6 +106,7 @@ class RemoteRouting:
         self._fell_back = fell_back
         self._started = started
         self._reasons: list[str] = []
+        self._decoder = from_routing(mirror.target)
         self._link: Link[FromRouting] | None = None
         self._hasher = PromptHasher()
         self._joined = asyncio.Event()
@@ -139,7 +143,7 @@ class RemoteRouting:
         loop = asyncio.get_running_loop()
         pause = _RECONNECT_SECS[0]
         while True:
-            link: Link[FromRouting] = Link(from_routing, self._received, self._lost)
+            link: Link[FromRouting] = Link(self._decoder, self._received, self._lost)
             try:
                 await loop.create_unix_connection(lambda link=link: link, self._path)  # type: ignore[misc]
             except OSError:
@@ -331,42 +335,29 @@ class RemoteRouting:
         if asked is None:
             return  # given up: the routing process has been told, or is about to be
         future, ask, _ = asked
-        worker = self._mirror.worker(message.generation)
-        if worker is None or message.dp_rank >= worker.dp_size:
+        if any(leg.target is GONE for leg in message.placement.legs):
             self.tell(End(message.seq, Outcome.REJECTED, None))  # removed since
             _away(future)
         elif future.done():  # cancelled in this very turn
             self.tell(End(message.seq, Outcome.CLIENT_GONE, None))
         else:
-            lease = self._hold(message.seq, ask, self._here(worker, ask, message))
+            lease = self._hold(message.seq, ask, self._here(ask, message.placement))
             if ask.held_at is not None:
                 lease.waited_secs = self.clock() - ask.held_at
             future.set_result(lease)
 
-    def _here(self, worker: Worker, ask: Ask, message: Chosen) -> LocalLease:
-        """This process's own account of a decision, for the load and the breakers that the fallback goes by."""
-        decision = RouteDecision(
-            worker.targets[message.dp_rank],
-            message.reason,
-            candidates=message.candidates,
-            min_load=message.min_load,
-            max_load=message.max_load,
-            matched_blocks=message.matched_blocks,
-            total_blocks=message.total_blocks,
-            page_size=message.page_size,
-            prompt_tokens=message.prompt_tokens,
-            unmatched=message.unmatched,
-            expected_blocks=message.expected_blocks,
-        )
-        now, tokens = self.clock(), decision.prompt_tokens or 0
-        guard = self._load.acquire(
-            decision.target,
-            prefill_tokens=decision.uncached_tokens,
-            decode_blocks=-(-tokens // max(decision.page_size, 1)),
-            now=now,
-        )
-        permit = worker.breaker.acquire(now) or Permit(worker.breaker, -1)
-        return LocalLease(self._fallback, decision, permit, guard, None, worker.model_id, "", ask.fingerprint)
+    def _here(self, ask: Ask, placement: Placement) -> LocalLease:
+        """This process's own account of a placement, for the load and the breakers that the fallback goes by."""
+        now, conduct = self.clock(), self._fallback.conduct(ask.model_id)
+        held = []
+        for leg in placement.legs:
+            guard = self._load.acquire(
+                leg.target, prefill_tokens=leg.uncached_tokens, decode_blocks=leg.prompt_blocks, now=now
+            )
+            breaker = leg.target.worker.breaker
+            permit = breaker.acquire(now) or Permit(breaker, -1)
+            held.append(LegLease(conduct, leg, permit, guard, fingerprint=ask.fingerprint))
+        return LocalLease(self._fallback, placement, tuple(held), ask.model_id, "")
 
     def _lost(self) -> None:
         if self._link is not None:

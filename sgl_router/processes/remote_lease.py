@@ -10,7 +10,7 @@ from .wire import Declare, End, FirstByte
 if TYPE_CHECKING:
     from sgl_router.observability import Outcome
     from sgl_router.routing import Ask
-    from sgl_router.routing.local import LocalLease
+    from sgl_router.routing.local_lease import LocalLease
 
 __all__ = ["RemoteLease"]
 
@@ -33,7 +33,7 @@ class RemoteLease:
         "_prefilled",
         "_seq",
         "_streamed",
-        "decision",
+        "placement",
         "waited_secs",
     )
 
@@ -44,7 +44,7 @@ class RemoteLease:
         self._streamed = ask.streamed
         self._fingerprint = ask.fingerprint
         self._local = local
-        self.decision = local.decision
+        self.placement = local.placement
         self.waited_secs = 0.0
         self._prefilled = False
         self._expired = False
@@ -93,15 +93,14 @@ class RemoteLease:
 
     def declaration(self) -> Declare:
         """What a routing process that does not know this lease must be told."""
-        decision = self.decision
-        worker, tokens = decision.target.worker, decision.prompt_tokens or 0
+        leg = self.placement.prefill
         return Declare(
             self._seq,
-            worker.url,
+            leg.target.worker.url,
             self._model_id,
-            decision.target.dp_rank,
-            0 if self._prefilled else decision.uncached_tokens,
-            -(-tokens // max(decision.page_size, 1)),
+            leg.target.dp_rank,
+            0 if self._prefilled else leg.uncached_tokens,
+            leg.prompt_blocks,
             self._streamed,
             self._prefilled,
             self._fingerprint,

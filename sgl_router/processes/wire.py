@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from sgl_router.errors import ErrorCode
 from sgl_router.observability.outcome import Outcome
-from sgl_router.policies.base import DecisionReason, Unmatched
-from sgl_router.workers.worker import HealthState, WorkerMode
+from sgl_router.placement import Placement, Unmatched
+from sgl_router.workers.worker import HealthState, Target, WorkerMode
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
@@ -177,21 +178,10 @@ class WorkerGone(Message, tag=13):
 
 
 class Chosen(Message, tag=14):
-    """A `RouteDecision`, and a lease under `seq`."""
+    """A placement, and a lease under `seq`."""
 
     seq: int
-    generation: int
-    dp_rank: int
-    reason: DecisionReason
-    candidates: int
-    min_load: int
-    max_load: int
-    matched_blocks: int
-    total_blocks: int
-    page_size: int
-    prompt_tokens: int | None
-    unmatched: Unmatched | None
-    expected_blocks: int
+    placement: Placement
 
 
 class NobodyLeft(Message, tag=15):
@@ -244,9 +234,21 @@ FromRouting = (
 )
 
 to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)
-from_routing: msgspec.msgpack.Decoder[FromRouting] = msgspec.msgpack.Decoder(FromRouting)
 
-_encoder = msgspec.msgpack.Encoder()
+
+def from_routing(target: Callable[[int, int], Target]) -> msgspec.msgpack.Decoder[FromRouting]:
+    """`target`: the one with a worker's generation and dp rank."""
+    return msgspec.msgpack.Decoder(FromRouting, dec_hook=lambda kind, sent: target(*sent))
+
+
+def _sent(target: object) -> tuple[int, int]:
+    """A target as it crosses: the only object in a message that is none of msgspec's."""
+    if not isinstance(target, Target):
+        raise NotImplementedError(f"a {type(target).__name__} does not cross processes")
+    return target.worker.generation, target.dp_rank
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_sent)
 
 
 def encode_into(message: Message, buffer: bytearray) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import Namespace
-    from sgl_router.policies import Facts, Unmatched
+    from sgl_router.placement import Unmatched
+    from sgl_router.policies import Facts
     from sgl_router.prompt import Prompt
 
 __all__ = ["Ask"]

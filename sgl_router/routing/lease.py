@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from sgl_router.observability import Outcome
-    from sgl_router.policies import RouteDecision
+    from sgl_router.placement import Placement
     from sgl_router.workers import Worker
 
     from .ask import Ask
@@ -16,9 +16,9 @@ __all__ = ["Lease", "Routing"]
 
 
 class Lease(Protocol):
-    """A worker's consent to one request, and that request's share of its load. `end` must be called, once or more."""
+    """Where one request goes, and its share of the load there. `end` must be called, once or more."""
 
-    decision: RouteDecision
+    placement: Placement
     waited_secs: float
     """How long the request was held back until a worker had room."""
     on_expire: Callable[[], None] | None

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from sgl_router.placement import Placement
 from sgl_router.workers import BreakerState, HealthState, WorkerMode
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import PromptMatch
-    from sgl_router.policies import CandidateCost, RouteDecision
+    from sgl_router.placement import CandidateCost, Leg
     from sgl_router.workers import Target, Worker
 
-    from .local import LocalLease
+    from .local_lease import LocalLease
 
 __all__ = ["explanation_view", "lease_view"]
 
@@ -29,19 +30,19 @@ def lease_view(lease: LocalLease) -> dict[str, Any]:
         "time": datetime.fromtimestamp(at, timezone.utc).isoformat(timespec="milliseconds"),
         "request_id": lease.request_id,
         "model": lease.model_id,
-        **_decision(lease.decision),
+        **lease.placement.view(),
         "waited_ms": _ms(lease.waited_secs),
         "first_byte_ms": _ms(lease.first_byte_secs),
         "cached_tokens": lease.cached_tokens,
         "outcome": lease.outcome.value if lease.outcome is not None else None,
     }
-    if lease.decision.costs is not None:
-        found["costs"] = [_cost(cost) for cost in lease.decision.costs]
+    if (costs := lease.placement.prefill.costs) is not None:
+        found["costs"] = [_cost(cost) for cost in costs]
     return found
 
 
 def explanation_view(
-    decision: RouteDecision | None,
+    leg: Leg | None,
     candidates: Sequence[Target],
     match: PromptMatch | None,
     workers: Iterable[Worker],
@@ -52,36 +53,18 @@ def explanation_view(
     """A decision that would be made: None where there is no candidate. `workers`: all of the model's."""
     eligible = {target.worker for target in candidates}
     return {
-        "decision": None if decision is None else _decision(decision),
+        "decision": None if leg is None else Placement((leg,)).view(),
         "would_wait": would_wait,
         "waiting": waiting,
-        "candidates": _candidates(decision, candidates, match),
+        "candidates": _candidates(leg, candidates, match),
         "excluded": [{"worker": worker.id, "why": _why_not(worker)} for worker in workers if worker not in eligible],
     }
 
 
-def _decision(decision: RouteDecision) -> dict[str, Any]:
-    return {
-        "worker": decision.target.worker.id,
-        "dp_rank": decision.target.dp_rank,
-        "reason": decision.reason.value,
-        "unmatched": decision.unmatched.value if decision.unmatched is not None else None,
-        "prompt_tokens": decision.prompt_tokens,
-        "page_size": decision.page_size,
-        "matched_blocks": decision.matched_blocks,
-        "expected_blocks": decision.expected_blocks,
-        "total_blocks": decision.total_blocks,
-        "candidates": decision.candidates,
-        "min_load": decision.min_load,
-        "max_load": decision.max_load,
-        "cost_ms": _round(decision.cost_ms),
-    }
-
-
 def _candidates(
-    decision: RouteDecision | None, candidates: Sequence[Target], match: PromptMatch | None
+    leg: Leg | None, candidates: Sequence[Target], match: PromptMatch | None
 ) -> list[dict[str, Any]]:
-    costs = {} if decision is None or decision.costs is None else {cost.target: cost for cost in decision.costs}
+    costs = {} if leg is None or leg.costs is None else {cost.target: cost for cost in leg.costs}
     found = []
     for target in candidates:
         prefix = match.by_target.get(target) if match is not None else None

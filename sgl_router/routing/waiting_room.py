@@ -15,11 +15,12 @@ from .waiting_line import Waiting, WaitingLine
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
     from sgl_router.observability import Metrics
-    from sgl_router.policies import Facts, KvCost, RouteDecision
+    from sgl_router.placement import Leg
+    from sgl_router.policies import Facts, KvCost
     from sgl_router.workers import Target
 
     from .ask import Ask
-    from .local import LocalLease
+    from .local_lease import LocalLease
 
 __all__ = ["WaitingRoom"]
 
@@ -44,7 +45,7 @@ class WaitingRoom:
         *,
         candidates: Callable[[], Sequence[Target]],
         look_up: Callable[[Ask], Facts],
-        admit: Callable[[Ask, RouteDecision], LocalLease | None],
+        admit: Callable[[Ask, Leg], LocalLease | None],
         clock: Callable[[], float],
     ) -> None:
         self._model_id = model_id

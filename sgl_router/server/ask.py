@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sgl_router.config import PolicyName
 from sgl_router.errors import BadRequest
 from sgl_router.kv_events import DEFAULT_NAMESPACE, Namespace
-from sgl_router.policies import Unmatched
+from sgl_router.placement import Unmatched
 from sgl_router.routing import Ask
 from sgl_router.routing.conduct import UNRENDERABLE
 from sgl_router.tokenization import InvalidTokenIds, Unrenderable

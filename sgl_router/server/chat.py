@@ -22,7 +22,7 @@ from sgl_router.errors import (
 )
 from sgl_router.observability import Outcome, RequestRecord
 from sgl_router.observability.outcome import FAILURES
-from sgl_router.policies import Unmatched
+from sgl_router.placement import Unmatched
 from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Outbound, Relayed, Said, header_lines, relay
 from sgl_router.proxy.retry_after import retry_after_secs
 
@@ -31,9 +31,8 @@ from .body import read_chat
 from .envelope import error_event, error_response
 
 if TYPE_CHECKING:
-    from sgl_router.policies import RouteDecision
     from sgl_router.routing import Ask, Lease
-    from sgl_router.workers import Worker
+    from sgl_router.workers import Target, Worker
 
     from .inbound import Inbound
     from .services import Services
@@ -91,12 +90,13 @@ async def _answer_error(
     # Their frames hold the record, and the body: a cycle of megabytes, for a collector that seldom comes by.
     error.__traceback__ = error.__context__ = None
     services.metrics.errors.labels(error.code.value).inc()
-    if isinstance(error, NoHealthyWorkers) or (record.decision is None and not isinstance(error, InternalError)):
+    if isinstance(error, NoHealthyWorkers) or (record.placement is None and not isinstance(error, InternalError)):
         record.outcome = Outcome.REJECTED
     if not out.started:
         status, headers, body = error_response(error)
         record.status = status
-        await out.send(status, header_lines(headers) + _decision_lines(record.decision), body)
+        decided = record.placement.header_lines() if record.placement is not None else b""
+        await out.send(status, header_lines(headers) + decided, body)
     elif relayed.streamed:
         try:
             await asyncio.wait_for(_end_stream(out, error), ERROR_EVENT_SECS)
@@ -121,14 +121,14 @@ async def _dispatch(
         lease = await services.routing.choose(ask, tried)
         if lease is None:
             break
-        record.decided(lease.decision, lease.waited_secs)
+        record.decided(lease.placement, lease.waited_secs)
         record.outcome = Outcome.CLIENT_GONE  # what it is if this task is cancelled from outside
         try:
             await _send(services, inbound, out, record, relayed, ask, lease)
             return
         except ConnectFailed as error:
             record.outcome = Outcome.UNREACHABLE
-            tried.add(lease.decision.target.worker)
+            tried.add(lease.placement.decode.target.worker)
             failure = error
         except ClientGone:
             raise
@@ -150,14 +150,15 @@ async def _send(
     lease: Lease,
 ) -> None:
     """One attempt. Leaves `record.outcome` saying how the worker did, if it returns."""
-    decision, proxy = lease.decision, services.config.proxy
+    placement, proxy = lease.placement, services.config.proxy
+    target = placement.decode.target
     with Deadline() as deadline:
         lease.on_expire = lambda: deadline.fire(_stale(services, out))
         exchange = await services.pool.open(
-            decision.target.worker.url,
+            target.worker.url,
             b"POST",
             inbound.path.encode("ascii"),
-            _header_lines(inbound, decision, services.worker_api_key),
+            _header_lines(inbound, target, services.worker_api_key),
             inbound.body,
             deadline=deadline,
             connect_secs=proxy.connect_timeout_secs,
@@ -166,11 +167,11 @@ async def _send(
         with exchange:
             status = exchange.connection.status
             # Was it the request that this failed of? Where it was not rendered, that is looked into below.
-            suspect = status >= 500 and decision.unmatched is Unmatched.NOT_ASKED
+            suspect = status >= 500 and placement.prefill.unmatched is Unmatched.NOT_ASKED
             if not suspect:
                 inbound.sent()
             if status < 400:
-                exchange.connection.heard_by = decision.target.worker
+                exchange.connection.heard_by = target.worker
 
             def first_byte() -> None:
                 lease.first_byte(status)
@@ -182,7 +183,7 @@ async def _send(
                 relayed,
                 deadline=deadline,
                 idle_secs=proxy.stream_idle_timeout_secs,
-                added_lines=_decision_lines(decision),
+                added_lines=placement.header_lines(),
                 first_byte=first_byte,
             )
     outcome = record.outcome = _outcome(relayed)
@@ -220,30 +221,11 @@ def _stale(services: Services, out: Outbound) -> StaleRequestExpired:
     return StaleRequestExpired(f"the request was older than {bound:g} s and has been given up")
 
 
-def _header_lines(inbound: Inbound, decision: RouteDecision, key: str | None) -> bytes:
+def _header_lines(inbound: Inbound, target: Target, key: str | None) -> bytes:
     """What a worker is told of the request: the client's headers, and the router's own."""
-    target = decision.target
     lines = b"%b\r\nx-request-id: %b" % (inbound.forwarded, inbound.request_id.encode("ascii"))
     if target.worker.dp_size > 1:
         lines += b"\r\n%b: %d" % (RANK_HEADER, target.dp_rank)
     if key is not None and b"\r\nauthorization: " not in lines:
         lines += b"\r\nauthorization: Bearer " + key.encode()
     return lines
-
-
-def _decision_lines(decision: RouteDecision | None) -> bytes:
-    """Which worker was chosen (an opaque id) and why: blocks of the prompt it held, of how many a hit could cover."""
-    if decision is None:
-        return b""
-    worker = decision.target.worker
-    text = (
-        f"\r\nx-sgl-router-worker: {worker.id}\r\nx-sgl-router-decision: reason={decision.reason._value_}"
-        f"; matched={decision.matched_blocks}; total={decision.total_blocks}; page={decision.page_size}"
-    )
-    if decision.expected_blocks > decision.matched_blocks:
-        text += f"; expected={decision.expected_blocks}"
-    if decision.unmatched is not None:
-        text += f"; unmatched={decision.unmatched._value_}"
-    if worker.dp_size > 1:
-        text += f"; dp_rank={decision.target.dp_rank}"
-    return text.encode("ascii")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from sgl_router.policies import DecisionReason, Facts, RouteDecision, least_loaded
+from sgl_router.placement import DecisionReason, Leg
+from sgl_router.policies import Facts, least_loaded
 from sgl_router.workers import Target
 
 __all__ = ["CostPolicy", "dynamo_like", "min_uncached_half_queue"]
@@ -35,13 +36,13 @@ class CostPolicy:
             return 0
         return prefix.expected_tokens if self._expecting else prefix.tokens
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
         costs = [self.cost(target, facts) for target in candidates]
         least = min(costs)
         best = [target for target, cost in zip(candidates, costs, strict=True) if cost == least]
         return self.decide(best[0] if len(best) == 1 else least_loaded(best, self._rng), candidates, facts)
 
-    def decide(self, target: Target, candidates: Sequence[Target], facts: Facts) -> RouteDecision:
+    def decide(self, target: Target, candidates: Sequence[Target], facts: Facts) -> Leg:
         match = facts.match
         prefix = match.by_target.get(target) if match is not None else None
         loads = [candidate.inflight for candidate in candidates]
@@ -51,7 +52,7 @@ class CostPolicy:
             reason = DecisionReason.NO_MATCH
         else:
             reason = DecisionReason.CACHE_HIT if prefix.blocks else DecisionReason.EXPECTED_HIT
-        return RouteDecision(
+        return Leg(
             target,
             reason,
             candidates=len(candidates),

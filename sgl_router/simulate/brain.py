@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from sgl_router.loads import LoadReport
-    from sgl_router.policies import Facts, Policy, RouteDecision
+    from sgl_router.placement import Leg
+    from sgl_router.policies import Facts, Policy
     from sgl_router.workers import Target
 
     from .clock import SimClock
@@ -45,7 +46,7 @@ class Door(Protocol):
     def facts(self, job: Job) -> Facts:
         """What the index says of a prompt now."""
 
-    def send(self, job: Job, decision: RouteDecision) -> None: ...
+    def send(self, job: Job, leg: Leg) -> None: ...
 
     def refuse(self, job: Job, reason: str) -> None:
         """The client gets an error instead of an answer."""

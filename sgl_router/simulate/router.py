@@ -9,7 +9,8 @@ from sgl_router.kv_events import BlockTree, PromptMatch, Tier
 from sgl_router.kv_events.expectation import AFTER_FIRST_BYTE_SECS
 from sgl_router.kv_events.matched import Matched, MatchGroup
 from sgl_router.loads import LoadReport
-from sgl_router.policies import ActiveLoad, Facts, LoadGuard, RouteDecision, Unmatched
+from sgl_router.placement import Leg, Unmatched
+from sgl_router.policies import ActiveLoad, Facts, LoadGuard
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 from .brain import Brain
@@ -52,19 +53,19 @@ class _Expectation:
 class Sent:
     """A request on its way: what the router knows of it."""
 
-    __slots__ = ("at", "decision", "expectation", "guard", "job", "record")
+    __slots__ = ("at", "expectation", "guard", "job", "leg", "record")
 
     def __init__(
         self,
         job: Job,
-        decision: RouteDecision,
+        leg: Leg,
         at: float,
         guard: LoadGuard,
         expectation: _Expectation | None,
         record: Record,
     ) -> None:
         self.job = job
-        self.decision = decision
+        self.leg = leg
         self.at = at
         self.guard = guard
         self.expectation = expectation
@@ -72,12 +73,12 @@ class Sent:
 
     @property
     def target(self) -> Target:
-        return self.decision.target
+        return self.leg.target
 
     @property
     def uncached_tokens(self) -> int:
         """Prompt tokens to compute, as far as the index knows."""
-        return max(self.job.input_tokens - self.decision.matched_tokens, 0)
+        return max(self.job.input_tokens - self.leg.matched_tokens, 0)
 
 
 class RouterModel:
@@ -136,18 +137,17 @@ class RouterModel:
         match = PromptMatch([Matched(self._group, job.reusable, walk.finish())])
         return Facts(match=match, prompt_tokens=job.input_tokens)
 
-    def send(self, job: Job, decision: RouteDecision) -> None:
-        target = decision.target
+    def send(self, job: Job, leg: Leg) -> None:
+        target = leg.target
         slot = self._slots[target]
         now = self.clock.now
-        record = Record(job, self.number, slot, decision.reason.value, dispatched_at=now)
-        if decision.prompt_tokens is not None:
-            record.predicted_tokens = decision.matched_tokens
-        tokens = decision.prompt_tokens or 0
+        record = Record(job, self.number, slot, leg.reason.value, dispatched_at=now)
+        if leg.prompt_tokens is not None:
+            record.predicted_tokens = leg.matched_tokens
         guard = self.load.acquire(
             target,
-            prefill_tokens=decision.uncached_tokens,
-            decode_blocks=-(-tokens // max(decision.page_size, 1)),
+            prefill_tokens=leg.uncached_tokens,
+            decode_blocks=leg.prompt_blocks,
             now=now,
         )
         expectation = None
@@ -155,7 +155,7 @@ class RouterModel:
         if self._ttl and keys and self._policy.needs_prompt and not self.tree.holds(slot, keys[-1]):
             expectation = _Expectation(self.tree, slot, keys, self.clock, self._ttl)
             self._expectations[slot].append(expectation)
-        sent = Sent(job, decision, now, guard, expectation, record)
+        sent = Sent(job, leg, now, guard, expectation, record)
         if self._fleet.workers[slot].submit(job, partial(self._told, sent)) is None:
             guard.release()
             if expectation is not None:

@@ -45,7 +45,10 @@ PROBLEMS = [
         {"server": {"port": 8000}, "admin": {"port": 8000}},
         "admin.port: expected another port than server.port, got 8000 (without `admin` both are served there)",
     ),
-    ({"admin": {"host": "::"}}, "admin.port: required but missing: expected a port from 1 to 65535, or 0 for any free port"),
+    (
+        {"admin": {"host": "::"}},
+        "admin.port: required but missing: expected a port from 1 to 65535, or 0 for any free port",
+    ),
     ({"server": {"zzz": 1}}, f"server.zzz: unknown key, set to 1; valid keys here: {KEYS_OF_SERVER}"),
     ({"a b": "x"}, f"'a b': unknown key, set to 'x'; valid keys here: {SECTIONS}"),
     ({7: 8}, f"'7': unknown key, set to 8; valid keys here: {SECTIONS}"),

@@ -15,7 +15,7 @@ from sgl_router.kv_events.agreement import Verdict
 from sgl_router.kv_events.refill import Refill
 from sgl_router.kv_events.replay import ReplayEnd
 from sgl_router.kv_events.wire import Frame, decode_batch
-from sgl_router.policies import DecisionReason, RouteDecision
+from sgl_router.placement import DecisionReason, Leg
 from sgl_router.prompt import Prompt
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
@@ -72,7 +72,7 @@ class Engine:
         match = await self.index.match("m", prompt, namespace)
         prefix = match.of(self.target)
         blocks = prefix.blocks if prefix is not None else 0
-        decision = RouteDecision(
+        decision = Leg(
             self.target,
             DecisionReason.CACHE_HIT,
             1,
@@ -206,7 +206,7 @@ async def test_an_answer_of_another_time_is_not_held_against_the_rank(index) -> 
     engine.store(tokens(1))
     prompt = Prompt(tokens(1))
     match = await index.match("m", prompt)
-    decision = RouteDecision(engine.target, DecisionReason.CACHE_HIT, 1, 0, 0, 12, 12, PAGE, 49, None,
+    decision = Leg(engine.target, DecisionReason.CACHE_HIT, 1, 0, 0, 12, 12, PAGE, 49, None,
                              match.epoch_of(engine.target), 12)  # fmt: skip
     sent = index.sent(decision, prompt, DEFAULT_NAMESPACE)
     engine.stream.resync()
@@ -248,7 +248,7 @@ async def test_what_is_no_lack_of_the_index(index, clock, case: str) -> None:
         if case == "on_its_way":  # a neighbour's prompt, stored while this one waited
             late = Prompt(prompt)
             await index.match("m", late)
-            decision = RouteDecision(engine.target, DecisionReason.NO_MATCH, 1, 0, 0, 0, 12, PAGE, 49)
+            decision = Leg(engine.target, DecisionReason.NO_MATCH, 1, 0, 0, 0, 12, PAGE, 49)
             expectation = index.expect(engine.target, late)
             sent = index.sent(decision, late, DEFAULT_NAMESPACE)
             sent.completed(12 * PAGE)  # the answer is quicker than the event
@@ -270,9 +270,9 @@ async def test_what_is_no_lack_of_the_index(index, clock, case: str) -> None:
     assert engine.status.witness.coverage.score == 1.0
 
 
-def decision_without(engine: Engine) -> RouteDecision:
+def decision_without(engine: Engine) -> Leg:
     """Of a prompt that was not looked up."""
-    return RouteDecision(engine.target, DecisionReason.UNMATCHABLE, 1, 0, 0)
+    return Leg(engine.target, DecisionReason.UNMATCHABLE, 1, 0, 0)
 
 
 async def test_salts_that_the_events_do_not_tell_are_told_as_such(index) -> None:

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from sgl_router.errors import BadRequest, NoHealthyWorkers
 from sgl_router.observability import Outcome, RequestRecord, lines, logs
 from sgl_router.observability.lines import JsonLines, TextLines
-from sgl_router.policies import DecisionReason, RouteDecision
-from sgl_router.policies.base import Unmatched
+from sgl_router.placement import DecisionReason, Leg, Placement, Unmatched
 
 ODD = ["plain", "with space", 'quo"te', "apos'trophe", "a=b", "tab\t", "new\nline", "back\\slash", "ünï", "\u2028", ""]
 
@@ -47,7 +46,7 @@ def records(draw) -> RequestRecord:
     at = record.started_at
     if draw(st.booleans()):
         target: Any = SimpleNamespace(worker=SimpleNamespace(id="w-0123456789ab"), dp_rank=draw(counts))
-        decision = RouteDecision(
+        decision = Leg(
             target=target,
             reason=draw(st.sampled_from(DecisionReason)),
             candidates=draw(counts),
@@ -60,7 +59,7 @@ def records(draw) -> RequestRecord:
             unmatched=draw(st.none() | st.sampled_from(Unmatched)),
         )
         for _ in range(draw(st.integers(1, 3))):
-            record.decided(decision)
+            record.decided(Placement((decision,)))
         at += draw(st.floats(0, 0.05))
         record.decided_at = at
         if draw(st.booleans()):

@@ -11,6 +11,7 @@ from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, Outcome, RequestRecord, logs
 from sgl_router.observability import record as record_module
 from sgl_router.observability.lines import JsonLines
+from sgl_router.placement import Placement
 from sgl_router.workers import WorkerRegistry
 
 
@@ -93,9 +94,9 @@ def test_what_deciding_took_ends_before_a_connection_that_fails(monkeypatch: pyt
     record = RequestRecord("req-1")
     decision: Any = object()
     now = 102.5
-    record.decided(decision, waited_secs=2.0)
+    record.decided(Placement((decision,)), waited_secs=2.0)
     now = 107.5  # five seconds of connecting to a host that is gone
-    record.decided(decision)
+    record.decided(Placement((decision,)))
     assert (record.attempts, record.decided_at) == (2, 100.5)
 
 

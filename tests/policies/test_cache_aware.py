@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
-from sgl_router.policies import CacheAwareZmq, DecisionReason, Facts, Unmatched
+from sgl_router.placement import DecisionReason, Unmatched
+from sgl_router.policies import CacheAwareZmq, Facts
 
 
 @pytest.fixture

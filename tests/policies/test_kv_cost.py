@@ -12,7 +12,8 @@ import pytest
 from sgl_router.config import KvCostConfig
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.loads import LoadReport
-from sgl_router.policies import ActiveLoad, CandidateCost, DecisionReason, Facts, KvCost, LoadGuard, Unmatched
+from sgl_router.placement import CandidateCost, DecisionReason, Unmatched
+from sgl_router.policies import ActiveLoad, Facts, KvCost, LoadGuard
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 100

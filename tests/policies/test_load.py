@@ -4,7 +4,8 @@ from collections import Counter
 
 import pytest
 
-from sgl_router.policies import ActiveLoad, DecisionReason, Facts, PowerOfTwo, RandomChoice, RoundRobin, Unmatched
+from sgl_router.placement import DecisionReason, Unmatched
+from sgl_router.policies import ActiveLoad, Facts, PowerOfTwo, RandomChoice, RoundRobin
 
 FACTS = Facts(unmatched=Unmatched.NOT_ASKED)
 

@@ -13,7 +13,7 @@ from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import InternalError, RoutingAway
 from sgl_router.kv_events import DEFAULT_NAMESPACE
 from sgl_router.observability import Outcome
-from sgl_router.policies import Unmatched
+from sgl_router.placement import Unmatched
 from sgl_router.processes.keys import keyed_prompt
 from sgl_router.processes.wire import Choose, End, Explain, Hello, encode_into
 from sgl_router.prompt import Prompt
@@ -74,7 +74,7 @@ async def test_everything_a_decision_goes_by_crosses_the_socket(rig: Any) -> Non
     asked = ask()
     asked.session = "chat-1"
     lease = await side.routing.choose(asked, set())
-    chosen = lease.decision.target.worker.id
+    chosen = lease.placement.prefill.target.worker.id
     told = await side.routing.explain(ask(32, key=7, session="chat-1"))
     bonus = {one["worker"]: one["cost"]["session_ms"] for one in told["candidates"]}
     assert bonus.pop(chosen) == -1_000.0
@@ -120,7 +120,7 @@ async def test_without_a_routing_process_nothing_is_guessed(rig: Any) -> None:
         await asking
     with pytest.raises(RoutingAway, match="is away"):  # and from then on
         await side.routing.explain(ask())
-    assert (await side.choose()).decision.reason == "routing_away"
+    assert (await side.choose()).placement.prefill.reason == "routing_away"
     assert side.fell_back == [MODEL], "an explanation is no decision"
 
 

@@ -10,7 +10,7 @@ import pytest
 from sgl_router.config import ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import QueueFull, QueueTimeout
 from sgl_router.observability import Outcome
-from sgl_router.policies import DecisionReason, Unmatched
+from sgl_router.placement import DecisionReason, Unmatched
 from sgl_router.processes import lease_side
 from sgl_router.processes.wire import Choose, End, Hello, encode_into
 from sgl_router.routing import Ask
@@ -42,7 +42,7 @@ async def test_a_long_wait_is_announced_and_not_taken_for_silence(rig: Any) -> N
     assert not side.routing.away
     first.end(Outcome.COMPLETED)
     lease = await second
-    assert lease.decision.reason is not DecisionReason.ROUTING_AWAY
+    assert lease.placement.prefill.reason is not DecisionReason.ROUTING_AWAY
     assert lease.waited_secs >= 0.2
     lease.end(Outcome.COMPLETED)
     await rig.until(routing.idle, "nothing is left")

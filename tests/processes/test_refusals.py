@@ -21,13 +21,13 @@ async def test_a_refusal_is_heard_by_the_process_that_decides_and_by_the_fallbac
     assert 40 < refusals.until - one.routing.clock() <= 50
     for side in (one, two):
         leases = [await side.choose() for _ in range(4)]
-        assert {lease.decision.target.worker.url for lease in leases} == {B}
+        assert {lease.placement.prefill.target.worker.url for lease in leases} == {B}
         for lease in leases:
             lease.end(Outcome.COMPLETED, status=200)
     await routing.server.close()
     await rig.until(lambda: one.routing.away, "the routing process is away")
     leases = [await one.choose() for _ in range(4)]
-    assert {lease.decision.target.worker.url for lease in leases} == {B}
+    assert {lease.placement.prefill.target.worker.url for lease in leases} == {B}
     assert len(one.fell_back) == 4
 
 

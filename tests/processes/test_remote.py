@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sgl_router.observability import Outcome
-from sgl_router.policies import DecisionReason, Unmatched
+from sgl_router.placement import DecisionReason, Unmatched
 from sgl_router.routing import Ask
 from sgl_router.workers import BreakerState, HealthState
 
@@ -21,7 +21,7 @@ async def test_a_decision_is_made_where_the_load_of_all_data_processes_is_known(
     for _ in range(3):  # each sees what the other has taken
         leases += [await one.choose(), await two.choose()]
     assert routing.inflight() == {A: 3, B: 3}
-    assert sorted(lease.decision.min_load for lease in leases) == [0, 0, 1, 1, 2, 2]
+    assert sorted(lease.placement.prefill.min_load for lease in leases) == [0, 0, 1, 1, 2, 2]
     assert sum(target.inflight for worker in one.registry.all() for target in worker.targets) == 3  # its own alone
     for lease in leases:
         lease.end(Outcome.COMPLETED)
@@ -39,7 +39,7 @@ async def test_the_index_decides_and_the_whole_decision_comes_back(rig: Any) -> 
     holder = routing.worker(B).targets[0]
     routing.index.held[holder] = (5, 9)
     lease = await side.choose(161, key=5)
-    decision = lease.decision
+    decision = lease.placement.prefill
     assert decision.target is side.worker(B).targets[0]
     assert (decision.reason, decision.matched_blocks, decision.total_blocks) == (DecisionReason.CACHE_HIT, 9, 10)
     assert (decision.page_size, decision.prompt_tokens, decision.candidates) == (PAGE, 161, 2)
@@ -88,7 +88,7 @@ async def test_of_a_prompt_too_long_for_a_message_the_beginning_is_told(rig: Any
     assert side.fell_back == []
     tokens, keys, _ = routing.index.seen[-1]
     assert (tokens, [len(found) for found in keys.values()]) == (500, [499, 498])
-    assert lease.decision.prompt_tokens == 500
+    assert lease.placement.prefill.prompt_tokens == 500
     lease.end(Outcome.COMPLETED)
 
 
@@ -97,7 +97,8 @@ async def test_what_cannot_be_looked_up_is_told_as_such(rig: Any) -> None:
     side = await rig.side()
     lease = await side.routing.choose(Ask(MODEL, unmatched=Unmatched.MEDIA), set())
     assert lease is not None
-    assert (lease.decision.reason, lease.decision.unmatched) == (DecisionReason.UNMATCHABLE, Unmatched.MEDIA)
+    leg = lease.placement.prefill
+    assert (leg.reason, leg.unmatched) == (DecisionReason.UNMATCHABLE, Unmatched.MEDIA)
     lease.end(Outcome.COMPLETED)
 
 
@@ -105,7 +106,7 @@ async def test_tried_workers_are_not_chosen_and_nobody_left_is_said(rig: Any) ->
     routing = await rig.routing(A, B)
     side = await rig.side()
     lease = await side.choose(tried={side.worker(A)})
-    assert lease.decision.target.worker is side.worker(B)
+    assert lease.placement.prefill.target.worker is side.worker(B)
     assert await side.choose(tried={side.worker(A), side.worker(B)}) is None
     routing.worker(A).health = HealthState.UNHEALTHY  # the decision does not wait for the mirror
     assert await side.choose(tried={side.worker(B)}) is None
@@ -161,9 +162,9 @@ async def test_without_a_routing_process_the_least_loaded_worker_is_chosen(rig: 
     await routing.server.close()
     await rig.until(lambda: side.routing.away, "noticed")
     second = await side.choose(tokens=161)
-    assert second.decision.target.worker is not first.decision.target.worker
-    assert second.decision.reason is DecisionReason.ROUTING_AWAY
-    assert (second.decision.prompt_tokens, second.decision.target.decode_blocks) == (161, 11)
+    assert second.placement.prefill.target.worker is not first.placement.prefill.target.worker
+    assert second.placement.prefill.reason is DecisionReason.ROUTING_AWAY
+    assert (second.placement.prefill.prompt_tokens, second.placement.prefill.target.decode_blocks) == (161, 11)
     assert side.fell_back == [MODEL]
     side.worker(A).health = HealthState.UNHEALTHY
     for _ in range(3):  # a breaker of its own
@@ -204,7 +205,7 @@ async def test_a_new_routing_process_is_told_what_is_in_flight(rig: Any) -> None
     await rig.until(lambda: side.registry.get(B) is not None, "B is known again")
 
     after = await side.choose()
-    assert after.decision.reason is DecisionReason.NO_MATCH, "asked again"
+    assert after.placement.prefill.reason is DecisionReason.NO_MATCH, "asked again"
     for lease in (decided, begun, waiting, chosen_here, after):
         lease.end(Outcome.COMPLETED, 16)
     await rig.until(successor.idle, "load returns to zero")
@@ -231,17 +232,17 @@ async def test_an_overdue_answer_is_not_waited_for_and_leaks_no_load(rig: Any) -
     side = await rig.side(answer_secs=0.05)
     gate = routing.index.gate = asyncio.Event()
     lease = await side.choose()
-    assert lease.decision.reason is DecisionReason.ROUTING_AWAY
+    assert lease.placement.prefill.reason is DecisionReason.ROUTING_AWAY
     assert side.routing.away, "not asked again until something is heard of it"
     other = await side.choose()
-    assert other.decision.reason is DecisionReason.ROUTING_AWAY
+    assert other.placement.prefill.reason is DecisionReason.ROUTING_AWAY
     assert len(routing.index.seen) == 1
     await rig.until(lambda: len(routing.load) == 2, "leases taken here are declared at once")
     routing.index.gate = None
     gate.set()
     await rig.until(lambda: not side.routing.away, "the late answer shows that it is back")
     assert len(routing.load) == 2, "the late decision holds nothing"
-    assert (await side.choose()).decision.reason is DecisionReason.NO_MATCH
+    assert (await side.choose()).placement.prefill.reason is DecisionReason.NO_MATCH
     await side.stop()
     await rig.until(routing.idle, "nothing leaks")
 
@@ -294,7 +295,7 @@ async def test_a_decision_under_way_when_its_asker_dies_holds_nothing(rig: Any) 
     assert routing.worker(A).stats.requests == {}
     # For the asker it was a routing process that went away.
     lease = await asking
-    assert lease is not None and lease.decision.reason is DecisionReason.ROUTING_AWAY
+    assert lease is not None and lease.placement.prefill.reason is DecisionReason.ROUTING_AWAY
 
 
 async def test_expiry_reaches_the_data_process_once(rig: Any) -> None:

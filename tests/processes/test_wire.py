@@ -5,7 +5,7 @@ import pytest
 
 from sgl_router.errors import ErrorCode
 from sgl_router.observability import Outcome
-from sgl_router.policies import DecisionReason, Unmatched
+from sgl_router.placement import CandidateCost, DecisionReason, Leg, Placement, Unmatched
 from sgl_router.processes.wire import (
     Choose,
     Chosen,
@@ -30,7 +30,16 @@ from sgl_router.processes.wire import (
     from_routing,
     to_routing,
 )
-from sgl_router.workers import HealthState, WorkerMode
+from sgl_router.workers import HealthState, Target, Worker, WorkerInfo, WorkerMode
+
+TARGET = Worker("http://a:1", WorkerInfo(served_model_name="m", dp_size=2)).targets[1]
+COST = CandidateCost(TARGET, *(0.5 * number for number in range(8)), uncached_tokens=7, queued_tokens=0)
+
+
+def target(generation: int, dp_rank: int) -> Target:
+    assert (generation, dp_rank) == (TARGET.worker.generation, TARGET.dp_rank)
+    return TARGET
+
 
 WORKER = WorkerState(1, "http://a:1", "m", WorkerMode.PLAIN, 2, 16, "t0", HealthState.HEALTHY)
 UP = [
@@ -50,7 +59,15 @@ DOWN = [
     Hashing((1 << 64) - 1, {"m": [(16, False), (1, True)]}),
     Readiness(["no worker registered for model 'm'"], 1.5e9),
     WorkerGone(4),
-    Chosen(1, 2, 0, DecisionReason.CACHE_HIT, 2, 0, 1, 3, 4, 16, 70, None, 3),
+    Chosen(
+        1,
+        Placement(
+            (
+                Leg(TARGET, DecisionReason.CACHE_HIT, 2, 0, 1, 3, 4, 16, 70, None, 9, 3, 1.5, (COST,)),
+                Leg(TARGET, DecisionReason.POWER_OF_TWO, 2, 0, 1, unmatched=Unmatched.NOT_ASKED),
+            )
+        ),
+    ),
     NobodyLeft(1),
     Held(1),
     Refused(1, ErrorCode.QUEUE_FULL, "full", 3),
@@ -66,14 +83,14 @@ def test_what_goes_up_arrives(message: Message) -> None:
     assert int.from_bytes(buffer[6:10], "big") == len(buffer) - 10
     assert to_routing.decode(buffer[10:]) == message
     with pytest.raises(msgspec.ValidationError):
-        from_routing.decode(buffer[10:])
+        from_routing(target).decode(buffer[10:])
 
 
 @pytest.mark.parametrize("message", DOWN, ids=lambda one: type(one).__name__)
 def test_what_comes_down_arrives(message: Message) -> None:
     buffer = bytearray()
     encode_into(message, buffer)
-    assert from_routing.decode(buffer[4:]) == message
+    assert from_routing(target).decode(buffer[4:]) == message
 
 
 def test_what_cannot_be_encoded_leaves_nothing_behind() -> None:

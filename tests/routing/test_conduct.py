@@ -14,10 +14,11 @@ import pytest
 from sgl_router.config import ModelConfig, PolicyName, QueueConfig
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, Outcome
-from sgl_router.policies import ActiveLoad, Unmatched, make_policy
+from sgl_router.placement import Unmatched
+from sgl_router.policies import ActiveLoad, make_policy
 from sgl_router.prompt import Prompt
 from sgl_router.routing import Ask, LocalRouting
-from sgl_router.routing.local import LocalLease
+from sgl_router.routing.local_lease import LocalLease
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Worker, WorkerInfo, WorkerRegistry
 
 REFUSED, CLIENT, FAILED = Outcome.BACK_PRESSURE, Outcome.CLIENT_ERROR, Outcome.WORKER_ERROR
@@ -79,7 +80,7 @@ class Scene:
         leases = [await self.lease() for _ in range(requests)]
         for lease in leases:
             lease.end(Outcome.CLIENT_GONE)
-        return Counter(self.workers.index(lease.decision.target.worker) for lease in leases)
+        return Counter(self.workers.index(lease.placement.prefill.target.worker) for lease in leases)
 
 
 async def refused_share(policy: PolicyName, status: int, refusers: int, after_secs: float) -> tuple[int, int]:
@@ -93,9 +94,9 @@ async def refused_share(policy: PolicyName, status: int, refusers: int, after_se
         if lease is None:
             lease = await scene.lease()
             number += 1
-            refuses = scene.workers.index(lease.decision.target.worker) < refusers
+            refuses = scene.workers.index(lease.placement.prefill.target.worker) < refusers
             heapq.heappush(due, (scene.now + (after_secs if refuses else 1.0), number, lease))
-        elif scene.workers.index(lease.decision.target.worker) < refusers:
+        elif scene.workers.index(lease.placement.prefill.target.worker) < refusers:
             refused += 1
             if status != 200:  # else an event in a stream, which is no good byte
                 lease.first_byte(status)
@@ -156,7 +157,7 @@ async def test_a_backed_off_target_is_used_where_the_others_were_tried_or_are_op
     scene = Scene(workers=3)
     await scene.send(REFUSED, 0)
     lease = await scene.lease(0)  # as if the others could not be connected to
-    assert lease.decision.target.worker is scene.workers[0]
+    assert lease.placement.prefill.target.worker is scene.workers[0]
     lease.end(Outcome.CLIENT_GONE)
     for _ in range(3):
         await scene.send(Outcome.UNREACHABLE, 1)
@@ -176,7 +177,7 @@ async def test_many_in_flight_at_the_first_refusal_are_one_back_off() -> None:
 async def test_a_refusal_of_one_rank_is_the_ranks_and_a_wrong_key_the_workers() -> None:
     scene = Scene(workers=2, dp_size=2)
     lease = await scene.lease(0)
-    rank = lease.decision.target
+    rank = lease.placement.prefill.target
     lease.end(REFUSED, status=503)
     left = {(target.worker, target.dp_rank) for target in scene.registry.candidates("m", scene.now)}
     assert len(left) == 3 and (rank.worker, rank.dp_rank) not in left
@@ -231,13 +232,13 @@ async def test_the_queue_hands_nothing_to_a_backed_off_target_and_does_not_hang(
     assert first is not None
     refuse(first)
     busy = await choosing()
-    assert busy is not None and busy.decision.target is not first.decision.target
+    assert busy is not None and busy.placement.prefill.target is not first.placement.prefill.target
     waiting = choosing()
     done, _ = await asyncio.wait((waiting,), timeout=0.05)
     assert not done and len(scene.routing.rooms["m"]) == 1, "the other has room, but is backed off"
     busy.first_byte(200)
     lease = await asyncio.wait_for(waiting, 10)
-    assert lease is not None and lease.decision.target is busy.decision.target
+    assert lease is not None and lease.placement.prefill.target is busy.placement.prefill.target
     refuse(lease)
     for _ in range(4):  # all are backed off: each request goes through and brings its refusal back
         lease = await asyncio.wait_for(choosing(), 10)

@@ -10,7 +10,7 @@ from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, Outcome
 from sgl_router.policies import ActiveLoad, make_policy
 from sgl_router.routing import Ask, LocalRouting
-from sgl_router.routing.local import LocalLease
+from sgl_router.routing.local_lease import LocalLease
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Worker, WorkerInfo, WorkerRegistry
 
 

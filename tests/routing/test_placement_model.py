@@ -20,7 +20,7 @@ from sgl_router.loads import LoadReport
 from sgl_router.observability import Metrics, Outcome
 from sgl_router.policies import ActiveLoad, make_policy
 from sgl_router.routing import Ask, DecisionLog, LocalRouting
-from sgl_router.routing.local import LocalLease
+from sgl_router.routing.local_lease import LocalLease
 from sgl_router.routing.views import lease_view
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Target, Worker, WorkerInfo, WorkerRegistry
 
@@ -208,15 +208,15 @@ class Scene:
                 break
             if lease is None:
                 break
-            assert lease.decision.target.worker not in tried
+            assert lease.placement.prefill.target.worker not in tried
             assert lease.waited_secs == (pytest.approx(self.clock() - held[0], abs=1e-6) if held and not tried else 0.0)
             if await self.attempt(ask, lease) is not Outcome.UNREACHABLE:
                 break
-            tried.add(lease.decision.target.worker)
+            tried.add(lease.placement.prefill.target.worker)
         self.held += len(held)
 
     async def attempt(self, ask: Ask, lease: LocalLease) -> Outcome:
-        decision, outcome = lease.decision, Outcome.CLIENT_GONE
+        decision, outcome = lease.placement.prefill, Outcome.CLIENT_GONE
         tokens = decision.prompt_tokens or 0
         blocks = -(-tokens // max(decision.page_size, 1))
         sent = self.leases[lease] = Sent(decision.target, decision.uncached_tokens, blocks)
@@ -278,9 +278,9 @@ class Scene:
                 probes = [
                     lease
                     for lease in self.leases
-                    if lease.decision.target.worker is worker
-                    and lease._permit._epoch == worker.breaker.transitions
-                    and not lease._permit.settled
+                    if lease.placement.prefill.target.worker is worker
+                    and lease._legs[0]._permit._epoch == worker.breaker.transitions
+                    and not lease._legs[0]._permit.settled
                 ]
                 assert len(probes) == worker.breaker._probing
 
@@ -331,7 +331,7 @@ class Scene:
         assert all(expected.ends <= 1 for expected in self.index.expected)
         for lease in self.log.last(100_000):  # who was cancelled in the turn of the dispatch never had a lease
             view, outcome = lease_view(lease), self.outcomes.get(lease, Outcome.CLIENT_GONE)
-            assert (view["outcome"], lease._expectation) == (outcome.value, None)
+            assert (view["outcome"], lease._legs) == (outcome.value, ())
         if self.room is not None:
             assert not len(self.room) and not self.room._entered
             counts = {how: self.metrics.queue_outcomes.labels("m", how).value for how in ("full", "timeout")}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
-from sgl_router.policies import Unmatched
+from sgl_router.placement import Unmatched
 from sgl_router.routing import Ask
 from sgl_router.server.ask import make_ask
 from sgl_router.server.body import parse_chat
