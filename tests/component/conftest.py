@@ -62,6 +62,7 @@ class Rig:
 
     async def ready(self) -> None:
         await until(lambda: len(self.services.registry) == len(self.workers), "every worker is registered")
+        await self.healthy()
         await until(lambda: not self.services.unready(), "the router is ready")
         for number, worker in enumerate(self.workers):
             if worker.publishers and self.worker(number).info.kv_source is not None:
@@ -74,6 +75,13 @@ class Rig:
                 for status in self.services.index.status(worker)
             ),
             "every event stream is followed",
+        )
+
+    async def healthy(self) -> None:
+        """Every registered worker is in selection: a router is ready with the first of them."""
+        await until(
+            lambda: all(worker.health.value == "healthy" for worker in self.services.registry.all()),
+            "every worker is healthy",
         )
 
     async def settled(self) -> None:

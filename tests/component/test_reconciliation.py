@@ -147,7 +147,9 @@ async def test_an_index_that_misses_what_the_worker_has_is_told_and_filled_up_ag
         (line,) = [line for line in logs if line["event"] == "kv index misses what the worker has cached"]
     assert (line["log_level"], line["refilling"]) == ("warning", True)
     await fleet.until(
-        lambda: rank(fleet).state.value == "live" and stream.blocks_held == len(list(worker.cache.blocks())),
+        lambda: stream.complete
+        and rank(fleet).state.value == "live"
+        and stream.blocks_held == len(list(worker.cache.blocks())),
         "the index holds what the cache holds",
     )
     assert (await fleet.ask(f"3 {PROMPT}")).decision["reason"] == "cache_hit"

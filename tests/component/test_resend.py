@@ -18,7 +18,7 @@ async def warmed(rig, workers: list[Scripted], connections: int = 4):
     """A router with several idle connections to each worker."""
     fleet = await rig(workers=0, urls=[worker.url for worker in workers], wait=False, health={"interval_secs": 60})
     await fleet.until(lambda: len(fleet.services.registry) == len(workers), "every worker is registered")
-    await fleet.until(lambda: not fleet.services.unready(), "every worker is healthy")
+    await fleet.healthy()
     waiting = asyncio.Event()
 
     async def together(worker: Scripted, body: bytes, writer: asyncio.StreamWriter) -> None:
