@@ -227,7 +227,7 @@ async def test_metrics_have_the_names_dashboards_know(rig) -> None:
         answer = await fleet.ask("hello " * 60, stream=stream)
         await fleet.settled()
     held = int(answer.decision["matched"]) * int(answer.decision["page"])
-    prompt = next(iter(fleet.daemon.routing.decisions.last(1))).decision.prompt_tokens
+    prompt = next(iter(fleet.daemon.routing.decisions.last(1))).placement.prefill.prompt_tokens
     await fleet.post(CHAT, data=b"")
     text = (await fleet.get("/metrics")).body.decode()
     url = fleet.workers[0].url
