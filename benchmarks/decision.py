@@ -31,11 +31,11 @@ import structlog
 from decision_tokenizer import Texts, tokenizer_dir
 from index_work import root_tokens, stored, table
 
+from sgl_router.api.body import parse_chat
 from sgl_router.kv_events import KvIndex
 from sgl_router.kv_events.wire import Frame
 from sgl_router.policies import Facts
 from sgl_router.policies.cache_aware import CacheAwareZmq
-from sgl_router.server.body import parse_chat
 from sgl_router.tokenization import ModelTokenizer
 from sgl_router.workers import KvEventSource, Target, Worker, WorkerInfo
 
@@ -97,7 +97,7 @@ class Rig(NamedTuple):
         wall = {name: walls[i + 1] - walls[i] for i, name in enumerate(STEPS)}
         cpu = {name: cpus[i + 1] - cpus[i] for i, name in enumerate(STEPS)}
         wall["all"], cpu["all"] = walls[-1] - walls[0], cpus[-1] - cpus[0]
-        expected = self.index.expect(decision.target, prompt)
+        expected = self.index.expect(decision.target, match)
         lap()
         # As a finished request leaves it: whoever has been chosen is not chosen again at once.
         decision.target.processed += 1

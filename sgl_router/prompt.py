@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BlockKeys", "Prompt", "SharedKeys", "SharedPrefix", "TokenIds"]
+__all__ = ["BlockKeys", "Prompt", "Seen", "SharedKeys", "SharedPrefix", "TokenIds"]
 
 TokenIds = npt.NDArray[np.uint32]
+Rows = npt.NDArray[np.int64]
+
+
+class Seen(NamedTuple):
+    """In which rows of which space of the index's table a prompt's leading keys were found. It does not keep the space
+    alive."""
+
+    space: int
+    rows: Rows
+
+    def first(self, count: int) -> Seen:
+        return self if len(self.rows) <= count else Seen(self.space, self.rows[:count].copy())
 
 
 class SharedKeys(array):  # type: ignore[type-arg]
     """Block keys, and where the index found them last: it looks there first."""
 
-    seen: Any = None
+    seen: Seen | None = None
 
 
 class SharedPrefix:
@@ -34,17 +46,14 @@ class SharedPrefix:
 
 
 class BlockKeys:
-    """A prompt's leading block keys under one root, as far as computed. What the index said when it was asked: `held`
-    is which slots held how many blocks (`kv_events.walk.Levels`), `whole` that all keys are there that matter, `seen`
-    where it found them before (`kv_events.lookup.Seen`)."""
+    """A prompt's leading block keys under one root, as far as computed; `seen`: where the index found those that an
+    earlier prompt shares."""
 
-    __slots__ = ("computed", "held", "seen", "whole")
+    __slots__ = ("computed", "seen")
 
     def __init__(self, computed: array[int]) -> None:
         self.computed = computed
-        self.held: dict[int, int] = {}
-        self.whole = False
-        self.seen: Any = None
+        self.seen: Seen | None = None
 
 
 class Prompt:

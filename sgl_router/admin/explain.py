@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sgl_router.api.body import read_chat
+from sgl_router.api.chat import route_request
 from sgl_router.server.answer import send_json
-from sgl_router.server.ask import make_ask
-from sgl_router.server.body import read_chat
 
 if TYPE_CHECKING:
     from sgl_router.proxy import Outbound
@@ -20,6 +20,6 @@ async def serve_explain(services: Services, inbound: Inbound, out: Outbound) -> 
     """Nothing is sent to a worker. Raises what a chat completion would be refused with."""
     chat = await read_chat(inbound.body)
     model, adapter = services.model(chat["model"])
-    ask = await make_ask(model, adapter, chat, inbound.headers, inbound.request_id)
-    view = await services.routing.explain(ask)
+    request = await route_request(model, adapter, chat, inbound.headers, inbound.request_id)
+    view = await services.routing.explain(request)
     await send_json(out, {"model": model.id, "policy": model.config.policy.value, **view})

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from sgl_router.api.envelope import ERROR_HEADER
 from sgl_router.errors import ConnectFailed, RoutingAway, UpstreamTimeout, UpstreamUnreachable
 from sgl_router.proxy import Deadline, UpstreamPool
-from sgl_router.server.envelope import ERROR_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -41,10 +41,9 @@ from .witness import Sent, Witness
 
 if TYPE_CHECKING:
     from sgl_router.placement import Leg
-    from sgl_router.prompt import TokenIds
+    from sgl_router.prompt import Seen, TokenIds
     from sgl_router.workers import KvEventSource, Target, Worker
 
-    from .lookup import Seen
     from .snapshot_records import Snapshot
     from .walk import Depths
 
@@ -438,13 +437,13 @@ class KvIndex:
         if replayable and rank.repairer is not None:
             rank.repairer.start()
 
-    def sent(self, leg: Leg, prompt: Prompt, namespace: Namespace) -> Sent | None:
+    def sent(self, leg: Leg, match: PromptMatch) -> Sent | None:
         """A prompt that was looked up goes to the leg's target. Its answer is to be told to what this returns;
         None where there is nothing to learn from it."""
         rank = self._by_target.get(leg.target)
         if rank is None or rank.stream.state not in MATCHED_STATES:
             return None
-        return rank.witness.sent(leg, prompt, namespace)
+        return rank.witness.sent(leg, match)
 
     def confirm(self, worker: Worker) -> None:
         """Introspection found the worker unchanged. One that does not tell when it was started may be another
@@ -556,8 +555,34 @@ class KvIndex:
     ) -> PromptMatch:
         """How much of a prompt each rank of a model's workers holds.
 
-        Yields to the loop where much is to be hashed, and stops hashing where nobody holds the next block.
+        Yields to the loop where much is to be hashed, and stops hashing where no rank holds the next block.
         """
+        matching = self._matching(model_id, prompt, namespace)
+        while True:
+            try:
+                next(matching)
+            except StopIteration as found:
+                match: PromptMatch = found.value
+                return match
+            await asyncio.sleep(0)
+
+    def match_now(
+        self, model_id: str, prompt: Prompt | TokenIds, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> PromptMatch | None:
+        """As `match`; None where that would take more than one turn of the loop."""
+        matching = self._matching(model_id, prompt, namespace)
+        try:
+            next(matching)
+        except StopIteration as found:
+            match: PromptMatch = found.value
+            return match
+        matching.close()
+        return None
+
+    def _matching(
+        self, model_id: str, prompt: Prompt | TokenIds, namespace: Namespace
+    ) -> Generator[None, None, PromptMatch]:
+        """Pauses where the loop is due a turn."""
         prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
         parts: list[Matched] = []
         yielded = False
@@ -566,29 +591,29 @@ class KvIndex:
         # A snapshot: _regroup replaces the mapping, so a stream that changes while we yield cannot shift the walk.
         for hasher, group in self._groups.get(model_id, {}).items():
             keys = PromptKeys(prompt, hasher, namespace)
-            blocks, memo = keys.blocks, keys.memo
+            blocks = keys.blocks
             if blocks <= _SHORT_BLOCKS or (blocks <= _LOOP_BLOCKS and blocks - keys.known <= _TURN_BLOCKS):
                 words = keys.slice(0, blocks)
                 depths, seen = self.tree.depths(group.mask, words), None
                 if self.bound.watching:
                     self.bound.matched(words)
             else:
-                depths, seen, rested = await self._walk(group, keys)
+                depths, seen, rested = yield from self._walk(group, keys)
                 yielded = yielded or rested
             if self._withheld:
                 depths = self._withheld.without(hasher.root(namespace), depths, self._clock())
             keys.share(seen)
-            memo.held = depths.held
-            memo.whole = len(memo.computed) >= blocks
-            parts.append(Matched(group, blocks, depths))
+            parts.append(Matched(group, blocks, depths, keys))
         if yielded:
             # Meanwhile streams may have lost their trust or what they held: then they claim nothing.
             parts = [part._replace(depths=part.depths.among(part.group.trusted())) for part in parts]
-        return PromptMatch(parts)
+        return PromptMatch(parts, prompt, namespace)
 
-    async def _walk(self, group: MatchGroup, keys: PromptKeys) -> tuple[Depths, Seen | None, bool]:
-        """A long prompt in pieces, as far as somebody holds it: the depths, in which rows the keys are, and whether the
-        loop had a turn meanwhile."""
+    def _walk(
+        self, group: MatchGroup, keys: PromptKeys
+    ) -> Generator[None, None, tuple[Depths, Seen | None, bool]]:
+        """A long prompt in pieces, as far as some rank holds it: the depths, in which rows the keys are, and whether
+        the loop had a turn meanwhile."""
         blocks, memo, yielded = keys.blocks, keys.memo, False
         walk = self.tree.walk(group.mask, learn=keys.known > _SHORT_BLOCKS)
         piece = _TURN_BLOCKS if keys.known > _SHORT_BLOCKS else _FIRST_PIECE_BLOCKS
@@ -605,7 +630,7 @@ class KvIndex:
             ahead = min(keys.known, walked + _PIECE_BLOCKS)
             stop = min((ahead if ahead > walked + piece else walked) + piece, blocks)
             if stop - rested > _PIECE_BLOCKS:
-                await asyncio.sleep(0)
+                yield
                 rested, yielded = walked, True
             words = keys.slice(walked, stop)
             going = walk.feed(words)
@@ -615,9 +640,7 @@ class KvIndex:
             piece = min(piece * _PIECE_GROWTH, _PIECE_BLOCKS)
         return walk.finish(), walk.seen, yielded
 
-    def expect(
-        self, target: Target, prompt: Prompt | TokenIds, namespace: Namespace = DEFAULT_NAMESPACE
-    ) -> Expectation | None:
+    def expect(self, target: Target, match: PromptMatch) -> Expectation | None:
         """A prompt has been dispatched to `target`: treat it as about to hold the prompt's blocks. The caller tells
         the first byte and ends it where the request fails. None where the target publishes no events."""
         rank = self._by_target.get(target)
@@ -625,21 +648,23 @@ class KvIndex:
             return None
         stream = rank.stream
         slot = stream.slot
-        prompt = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
-        memo = prompt.keys.get(stream.hasher.root(namespace))
-        # What the match found held need not be expected, if it was this stream's: slots change hands.
-        held = depth_of(memo.held, slot) if memo is not None else 0
-        if memo is not None and held and not self.tree.holds(slot, memo.computed[held - 1]):
-            held = 0
-        if memo is None or not memo.whole:
-            hashed = PromptKeys(prompt, stream.hasher, namespace)
-            keys = hashed.slice(held, held + _MAX_EXPECTED_BLOCKS)
-            hashed.share()
-        else:
-            keys = memo.computed[held : held + _MAX_EXPECTED_BLOCKS]
-        if not keys or (not held and self.tree.holds(slot, keys[-1])):
+        part = match.part_of(target)
+        keys = part.keys if part is not None else None
+        held = 0
+        if keys is None or keys.hasher is not stream.hasher:  # a stream that was not trusted yet, or has changed
+            keys = PromptKeys(match.prompt, stream.hasher, match.namespace)
+        elif part is not None:
+            # What the match found held need not be expected, if it was this stream's: slots change hands.
+            held = depth_of(part.depths.held, slot)
+            if held and not self.tree.holds(slot, keys.memo.computed[held - 1]):
+                held = 0
+        missing = keys.known < keys.blocks
+        expected = keys.slice(held, held + _MAX_EXPECTED_BLOCKS)
+        if missing:
+            keys.share()
+        if not expected or (not held and self.tree.holds(slot, expected[-1])):
             return None
-        return self._expectations.make(slot, keys, held)
+        return self._expectations.make(slot, expected, held)
 
     def held_tokens(self, target: Target) -> int:
         """Tokens that a target has cached on its device, as its events say; 0 where it publishes none."""

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
 from .table_space import BUCKET, Rows, Space, Words
 
-__all__ = ["Lookup", "Seen", "ShortLookup"]
-
-
-class Seen(NamedTuple):
-    """In which rows of which space a prompt's leading keys were found. It does not keep the space alive."""
-
-    space: int
-    rows: Rows
-
-    def first(self, count: int) -> Seen:
-        return self if len(self.rows) <= count else Seen(self.space, self.rows[:count].copy())
+__all__ = ["Lookup", "ShortLookup"]
 
 
 class Lookup:

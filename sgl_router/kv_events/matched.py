@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
+from sgl_router.prompt import Prompt
+
+from .hashing import DEFAULT_NAMESPACE, Namespace
+from .prompt_keys import PromptKeys
 from .stream import EventStream, StreamState
 from .walk import Depths, bits, by_slot, depth_of
 
@@ -84,11 +90,13 @@ class MatchGroup:
 
 
 class Matched(NamedTuple):
-    """What one walk found. `blocks`: how many a full hit would be."""
+    """What one walk found. `blocks`: how many a full hit would be; `keys`: of the prompt's blocks, None where what is
+    held is known without an index."""
 
     group: MatchGroup
     blocks: int
     depths: Depths
+    keys: PromptKeys | None = None
 
     def blocks_of(self, slot: int) -> tuple[int, int]:
         """Leading blocks one slot holds, and holds or will hold."""
@@ -134,15 +142,21 @@ class Deepest(NamedTuple):
 
 
 _NONE = Deepest(0, 0, [])
+_NO_PROMPT = Prompt(np.zeros(0, dtype=np.uint32))
 
 
 class PromptMatch:
-    """Who holds how much of a prompt. Asked for one target, for the best of some, or for all that hold anything."""
+    """Who holds how much of a prompt. Asked for one target, for the best of some, or for all that hold anything; and
+    what `KvIndex.expect` and `sent` go on from."""
 
-    __slots__ = ("_by_target", "parts")
+    __slots__ = ("_by_target", "namespace", "parts", "prompt")
 
-    def __init__(self, parts: Sequence[Matched]) -> None:
+    def __init__(
+        self, parts: Sequence[Matched], prompt: Prompt | None = None, namespace: Namespace = DEFAULT_NAMESPACE
+    ) -> None:
         self.parts = parts
+        self.prompt = _NO_PROMPT if prompt is None else prompt
+        self.namespace = namespace
         self._by_target: dict[Target, MatchedPrefix] | None = None
 
     @classmethod
@@ -210,7 +224,7 @@ class PromptMatch:
         for tokens, number, slots in steps:
             if tokens < best.tokens:
                 break
-            group, blocks, _ = parts[number]
+            group, blocks = parts[number][:2]
             found = [target for target in group.of(slots) if target in asked]
             if found:
                 reusable = blocks * group.page_size

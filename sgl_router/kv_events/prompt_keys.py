@@ -11,7 +11,7 @@ from sgl_router.prompt import BlockKeys, Prompt, SharedKeys
 from .hashing import BlockHasher, Namespace
 
 if TYPE_CHECKING:
-    from .lookup import Seen
+    from sgl_router.prompt import Seen
 
 __all__ = ["PromptKeys"]
 
@@ -21,11 +21,11 @@ _MAX_SHARED_ROOTS = 4
 class PromptKeys:
     """Keys of the blocks a cache hit could cover. Several of one prompt and root work on the same memory."""
 
-    __slots__ = ("_hasher", "_prompt", "_root", "blocks", "memo")
+    __slots__ = ("_prompt", "_root", "blocks", "hasher", "memo")
 
     def __init__(self, prompt: Prompt, hasher: BlockHasher, namespace: Namespace) -> None:
         self._prompt = prompt
-        self._hasher = hasher
+        self.hasher = hasher
         self._root = root = hasher.root(namespace)
         self.blocks = blocks = hasher.prompt_blocks(len(prompt.ids))
         memo = prompt.keys.get(root)
@@ -49,7 +49,7 @@ class PromptKeys:
         missing = (stop if stop < self.blocks else self.blocks) - known
         if missing > 0:
             parent = computed[-1] if known else self._root
-            computed.extend(self._hasher.chain(parent, self._prompt.ids, known, missing))
+            computed.extend(self.hasher.chain(parent, self._prompt.ids, known, missing))
         return computed[start:stop]
 
     def share(self, seen: Seen | None = None) -> None:
@@ -59,7 +59,7 @@ class PromptKeys:
         if shared is None:
             return
         computed, known = self.memo.computed, shared.keys.get(self._root)
-        whole = min(self._hasher.whole_blocks(shared.tokens), len(computed))
+        whole = min(self.hasher.whole_blocks(shared.tokens), len(computed))
         if whole > (0 if known is None else len(known)):
             if known is None and len(shared.keys) >= _MAX_SHARED_ROOTS:
                 del shared.keys[next(iter(shared.keys))]

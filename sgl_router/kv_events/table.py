@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from .lookup import Lookup, Seen, ShortLookup
+from sgl_router.prompt import Seen
+
+from .lookup import Lookup, ShortLookup
 from .table_space import BUCKET, GONE, Rows, Space, Words
 
 __all__ = ["WORD_BITS", "HolderTable", "Words", "as_keys"]

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sgl_router.prompt import Seen
+
 from .expected import STRIDE
-from .lookup import Lookup, Seen, ShortLookup
+from .lookup import Lookup, ShortLookup
 from .table import WORD_BITS, HolderTable, Words, as_keys
 from .table_space import Rows
 

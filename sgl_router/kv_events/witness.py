@@ -21,10 +21,9 @@ from .tree import BlockTree
 
 if TYPE_CHECKING:
     from sgl_router.placement import Leg
-    from sgl_router.prompt import Prompt
     from sgl_router.workers import Target
 
-    from .hashing import Namespace
+    from .matched import PromptMatch
     from .withheld import WithheldNamespaces
 
 __all__ = ["Sent", "Witness"]
@@ -129,11 +128,11 @@ class Witness:
         """Namespaces that are not matched on this rank for now."""
         return self._withheld.count(self._stream, self._clock()) if self._withheld else 0
 
-    def sent(self, leg: Leg, prompt: Prompt, namespace: Namespace) -> Sent | None:
+    def sent(self, leg: Leg, match: PromptMatch) -> Sent | None:
         """A prompt goes to this rank. None where there is nothing to learn from it: it has no whole block, or was not
         looked up with this stream's kind of keys."""
-        root = self._stream.hasher.root(namespace)
-        memo = prompt.keys.get(root)
+        root = self._stream.hasher.root(match.namespace)
+        memo = match.prompt.keys.get(root)
         return Sent(self, leg, memo.computed, root) if memo is not None and memo.computed else None
 
     def completed(self, sent: Sent, cached_tokens: int | None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .active_load import ActiveLoad, LoadGuard
-from .base import Facts, Policy, least_loaded
+from .base import CostModel, Facts, LoadPolicy, Policy, least_loaded
 from .cache_aware import CacheAwareZmq
 from .cost import Costs
 from .janitor import Janitor
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 __all__ = [
     "ActiveLoad",
     "CacheAwareZmq",
+    "CostModel",
     "Costs",
     "Facts",
     "Janitor",
     "KvCost",
     "LoadGuard",
+    "LoadPolicy",
     "Policy",
     "PowerOfTwo",
     "RandomChoice",

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from sgl_router.placement import Leg, Unmatched
     from sgl_router.workers import Target
 
-__all__ = ["Facts", "Policy", "least_loaded"]
+    from .cost import Costs
+    from .standing import Standing
+
+__all__ = ["CostModel", "Facts", "LoadPolicy", "Policy", "least_loaded"]
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -31,12 +34,44 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Policy(Protocol):
-    """Chooses one of `candidates` (never empty). Never raises, never blocks; keeps only its own small state."""
+    """Chooses one of `candidates` (never empty). Never raises, never blocks; keeps only its own small state. What it
+    needs of others it says here: nobody asks for its name."""
 
     needs_prompt: bool
     """Whether `facts.match` is looked at: if not, the prompt is not even tokenized."""
+    needs_session: bool
+    """Whether `facts.session` is."""
+    prefill_tokens_per_sec: float | None
+    """For a policy that goes by estimates of each target's backlog: the speed that targets are taken to have until they
+    have shown another. None: no estimates are kept."""
+    costs: CostModel | None
+    """What it goes by, where that is costs: only then can requests wait in the router for the cheapest pair."""
 
     def select(self, candidates: Sequence[Target], facts: Facts) -> Leg: ...
+
+
+class CostModel(Protocol):
+    """A policy's costs, apart from its choice: for whoever weighs several requests against each other."""
+
+    waiting: int
+    """Requests that wait in the router for a target: whoever holds them says so."""
+
+    def standing(self, candidates: Sequence[Target], now: float) -> Standing: ...
+
+    def costs_of(self, standing: Standing, facts: Facts) -> Costs: ...
+
+    def cheapest(self, costs: Costs, among: Sequence[int] | None = None) -> int: ...
+
+    def decide(self, position: int, costs: Costs, facts: Facts) -> Leg: ...
+
+
+class LoadPolicy:
+    """Base of the policies that look at nothing but load, or at prefixes without costs."""
+
+    needs_prompt = False
+    needs_session = False
+    prefill_tokens_per_sec: float | None = None
+    costs: CostModel | None = None
 
 
 def least_loaded(candidates: Sequence[Target], rng: random.Random) -> Target:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
 
-from .base import Facts, least_loaded
+from .base import Facts, LoadPolicy, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["CacheAwareZmq"]
 
 
-class CacheAwareZmq:
+class CacheAwareZmq(LoadPolicy):
     """(1) Load too uneven (max - min > `balance_abs_threshold` and max > `balance_rel_threshold` x min): of the targets
     near the least load (at most `balance_abs_threshold` / 8 requests above it, at least one), the least loaded of those
     with the deepest match; where none of them holds anything, least load. (2) Best match rate > `cache_threshold`:

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from sgl_router.placement import DecisionReason, Leg
 
-from .base import Facts, least_loaded
+from .base import CostModel, Facts, least_loaded
 from .cost import Costs
 from .pressure import Pressure
 from .sessions import Sessions
@@ -50,6 +50,9 @@ class KvCost:
     ) -> None:
         """`bound_late`: requests wait in the router while everybody is busy. A newcomer then gets one prompt at a time
         anyway; were it dear besides, all that waits would be sent to the busy rather than the first to it."""
+        self.needs_session = bool(settings.session_bonus_ms)
+        self.prefill_tokens_per_sec: float | None = settings.prefill_tokens_per_sec
+        self.costs: CostModel | None = self
         self._rng = rng
         self._settings = structs.replace(settings, slow_start_secs=0.0) if bound_late else settings
         self._clock = clock
@@ -60,7 +63,7 @@ class KvCost:
         """Requests that wait in the router for a target: whoever holds them says so."""
 
     def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
-        costs = self.costs(self.standing(candidates, self._clock()), facts)
+        costs = self.costs_of(self.standing(candidates, self._clock()), facts)
         return self.decide(self.cheapest(costs), costs, facts)
 
     def standing(self, candidates: Sequence[Target], now: float) -> Standing:
@@ -72,7 +75,7 @@ class KvCost:
         standing.others = self._pressure.observe(level, now) * self._settings.others_weight
         return standing
 
-    def costs(self, standing: Standing, facts: Facts) -> Costs:
+    def costs_of(self, standing: Standing, facts: Facts) -> Costs:
         """A request's at every candidate."""
         settings, match = self._settings, facts.match
         prompt = facts.prompt_tokens or 0

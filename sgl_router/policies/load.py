@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
 
-from .base import Facts, least_loaded
+from .base import Facts, LoadPolicy, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -29,10 +29,8 @@ def _decide(target: Target, reason: DecisionReason, candidates: Sequence[Target]
     )
 
 
-class RoundRobin:
+class RoundRobin(LoadPolicy):
     """The candidate chosen longest ago, so that a fleet that changes neither skips nor repeats a worker."""
-
-    needs_prompt = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -43,10 +41,8 @@ class RoundRobin:
         return _decide(target, DecisionReason.ROUND_ROBIN, candidates, facts)
 
 
-class RandomChoice:
+class RandomChoice(LoadPolicy):
     """Uniform over the candidates."""
-
-    needs_prompt = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
@@ -55,10 +51,8 @@ class RandomChoice:
         return _decide(self._rng.choice(candidates), DecisionReason.RANDOM, candidates, facts)
 
 
-class PowerOfTwo:
+class PowerOfTwo(LoadPolicy):
     """The less loaded of two distinct candidates drawn at random."""
-
-    needs_prompt = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

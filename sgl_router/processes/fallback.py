@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies import Facts, least_loaded
+from sgl_router.policies import Facts, LoadPolicy, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -17,10 +17,8 @@ __all__ = ["AWAY", "RoutingAway"]
 AWAY = "the routing process of this router is away; requests go to the least loaded worker meanwhile"
 
 
-class RoutingAway:
+class RoutingAway(LoadPolicy):
     """A policy: least load, as far as this process knows it."""
-
-    needs_prompt = False
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -13,7 +11,8 @@ from sgl_router.errors import InternalError, RouterError
 from sgl_router.kv_events import Namespace
 from sgl_router.observability.outcome import Outcome
 from sgl_router.placement import DecisionReason, Leg, Unmatched
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
+from sgl_router.routing.local import Later
 from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.workers import Permit
 
@@ -59,7 +58,7 @@ class LeaseSide:
         self.link: Link[ToRouting] = Link(to_routing, self._received, self._lost)
         self._process: int | None = None
         self._leases: dict[int, LocalLease] = {}
-        self._undecided: dict[int, asyncio.Task[Any] | None] = {}  # explanations too
+        self._undecided: dict[int, asyncio.Task[Any]] = {}  # explanations too
         self._held: set[int] = set()  # of them, those that wait for a worker: the queue bounds these
         self._full = False
         self._waiting: dict[int, Declare] = {}
@@ -108,24 +107,21 @@ class LeaseSide:
     def _choose(self, message: Choose) -> None:
         if self._used_before(message.seq):
             return
-        ask = _asked(message)
-        ask.streamed, ask.priority = message.streamed, message.priority
-        ask.fingerprint = message.fingerprint
+        request = _asked(message)
         workers = self._server.by_generation
         tried = {workers[generation] for generation in message.tried if generation in workers}
-        self._undecided[message.seq] = None
-        self._pace()
-        ask.held = lambda: self._hold(message.seq)
-        # Most decisions need not wait for anything: those cost no task.
-        deciding = self._decide(message.seq, ask, tried)
         try:
-            awaited = deciding.send(None)
-        except StopIteration:
+            found = self._server.routing.choose_now(request, tried)
+        except Exception:
+            log.exception("a decision failed", data_process=self._process)
+            self.link.send(NobodyLeft(message.seq))
             return
-        task = asyncio.get_running_loop().create_task(_rest(deciding, awaited))
-        # One that is cancelled before its first step has never touched what it was to go on with.
-        task.add_done_callback(lambda _: deciding.close())
-        self._undecided[message.seq] = task
+        if not isinstance(found, Later):  # most decisions take no turn of the loop, and so no task
+            self._decided(message.seq, found)
+            return
+        deciding = asyncio.get_running_loop().create_task(self._decide(message.seq, request, tried, found))
+        self._undecided[message.seq] = deciding
+        self._pace()
 
     def _hold(self, seq: int) -> None:
         self.link.send(Held(seq))
@@ -140,15 +136,15 @@ class LeaseSide:
             self._full = full
             self.link.pause(full)
 
-    async def _decide(self, seq: int, ask: Ask, tried: set[Worker]) -> None:
+    async def _decide(self, seq: int, request: RouteRequest, tried: set[Worker], later: Later) -> None:
         lease: LocalLease | None = None
         refused: RouterError | None = None
         try:
-            lease = await self._server.routing.choose(ask, tried)
+            lease = await self._server.routing.choose_later(request, tried, later, lambda: self._hold(seq))
         except RouterError as error:
             refused = error
-        except (asyncio.CancelledError, GeneratorExit):
-            self.link.send(NobodyLeft(seq))  # whoever gave up hears that somebody answers again
+        except asyncio.CancelledError:
+            self.link.send(NobodyLeft(seq))  # who gave up hears that somebody answers again
             raise
         except Exception:
             log.exception("a decision failed", data_process=self._process)
@@ -158,7 +154,10 @@ class LeaseSide:
             self._pace()
         if refused is not None:
             self.link.send(Refused(seq, refused.code, refused.message, refused.retry_after or 0))
-            return
+        else:
+            self._decided(seq, lease)
+
+    def _decided(self, seq: int, lease: LocalLease | None) -> None:
         if lease is None:
             self.link.send(NobodyLeft(seq))
             return
@@ -254,40 +253,24 @@ class LeaseSide:
         leases, self._leases = self._leases, {}
         self._waiting.clear()
         for deciding in list(self._undecided.values()):
-            if deciding is not None:
-                deciding.cancel()
+            deciding.cancel()
         for lease in leases.values():
             lease.end(Outcome.CLIENT_GONE)
         if self._process is not None:
             log.info("data process disconnected", data_process=self._process, leases_ended=len(leases))
 
 
-def _asked(message: Question) -> Ask:
+def _asked(message: Question) -> RouteRequest:
     tokens, namespace = message.tokens, message.namespace
-    return Ask(
-        message.model_id,
-        message.request_id,
+    choose = message if isinstance(message, Choose) else None
+    return RouteRequest(
+        model_id=message.model_id,
+        request_id=message.request_id,
         prompt=None if tokens is None else keyed_prompt(tokens, message.keys),
         namespace=None if namespace is None else Namespace(*namespace),
         unmatched=message.unmatched,
         session=message.session,
+        streamed=choose.streamed if choose is not None else True,
+        priority=choose.priority if choose is not None else 0,
+        fingerprint=choose.fingerprint if choose is not None else None,
     )
-
-
-async def _rest(started: Coroutine[object, None, None], awaited: object) -> None:
-    """Of a coroutine whose first step was taken by hand and came upon something to wait for."""
-    await _going_on(started, awaited)
-
-
-@types.coroutine
-def _going_on(started: Coroutine[object, None, None], awaited: object) -> Generator[object, None, None]:
-    try:
-        while True:
-            try:
-                yield awaited
-            except BaseException as error:
-                awaited = started.throw(error)
-            else:
-                awaited = started.send(None)
-    except StopIteration:
-        pass

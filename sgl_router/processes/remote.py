@@ -51,7 +51,7 @@ from .wire import (
 if TYPE_CHECKING:
     from sgl_router.placement import Placement
     from sgl_router.policies import ActiveLoad
-    from sgl_router.routing import Ask, LocalRouting
+    from sgl_router.routing import LocalRouting, RouteRequest
     from sgl_router.workers import Worker
 
     from .mirror import Mirror
@@ -69,6 +69,19 @@ _RECONNECT_SECS = (0.02, 0.25)
 
 class _Away(Exception):
     """No answer: decide here."""
+
+
+class _Undecided:
+    """A request that the routing process has been asked about. `by`: when the answer is overdue; `since`: when it was
+    said to wait."""
+
+    __slots__ = ("by", "future", "request", "since")
+
+    def __init__(self, future: asyncio.Future[RemoteLease | None], request: RouteRequest, by: float) -> None:
+        self.future = future
+        self.request = request
+        self.by = by
+        self.since: float | None = None
 
 
 class RemoteRouting:
@@ -112,7 +125,7 @@ class RemoteRouting:
         self._joined = asyncio.Event()
         self._stalled = False
         self._numbers = itertools.count(1)
-        self._undecided: dict[int, tuple[asyncio.Future[RemoteLease | None], Ask, float]] = {}
+        self._undecided: dict[int, _Undecided] = {}
         self._explanations = Explanations(explain_secs)
         self._leases: dict[int, RemoteLease] = {}
         self._looking: asyncio.TimerHandle | None = None
@@ -162,21 +175,30 @@ class RemoteRouting:
                 await link.close()
                 raise
 
-    async def choose(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
+    async def choose(self, request: RouteRequest, tried: set[Worker]) -> RemoteLease | None:
         try:
-            return await self._ask(ask, tried)
+            return await self._ask(request, tried)
         except _Away:
-            return await self._decide_here(ask, tried)
+            return await self._decide_here(request, tried)
 
-    async def explain(self, ask: Ask) -> dict[str, Any]:
+    async def explain(self, request: RouteRequest) -> dict[str, Any]:
         """Never decided here: what this process would guess is not what the routing process would say."""
         try:
-            link, tokens, keys = await self._keyed(ask)
+            link, tokens, keys = await self._keyed(request)
         except _Away:
             raise RoutingAway(AWAY) from None
         seq = next(self._numbers)
         link.send(
-            Explain(seq, ask.model_id, tokens, keys, ask.namespace, ask.unmatched, ask.request_id, ask.session)
+            Explain(
+                seq,
+                request.model_id,
+                tokens,
+                keys,
+                request.namespace,
+                request.unmatched,
+                request.request_id,
+                request.session,
+            )
         )
         try:
             return await self._explanations.wait(seq)
@@ -208,42 +230,42 @@ class RemoteRouting:
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    async def _keyed(self, ask: Ask) -> tuple[Link[FromRouting], int | None, dict[int, bytes]]:
-        """Whom to ask, how long the prompt is, and its keys. Raises _Away."""
+    async def _keyed(self, request: RouteRequest) -> tuple[Link[FromRouting], int | None, dict[int, bytes]]:
+        """Whom to request, how long the prompt is, and its keys. Raises _Away."""
         if self.away:
             raise _Away
-        prompt, tokens, keys = ask.prompt, None, {}
+        prompt, tokens, keys = request.prompt, None, {}
         if prompt is not None:
-            tokens = self._hasher.told(ask.model_id, prompt)
-            if ask.namespace is not None:
-                keys = await self._hasher.keys(ask.model_id, prompt, ask.namespace)
+            tokens = self._hasher.told(request.model_id, prompt)
+            if request.namespace is not None:
+                keys = await self._hasher.keys(request.model_id, prompt, request.namespace)
         if self.away or self._link is None:
             raise _Away  # gone meanwhile, or another one, which does not know the workers by these numbers yet
         return self._link, tokens, keys
 
-    async def _ask(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
-        link, tokens, keys = await self._keyed(ask)
+    async def _ask(self, request: RouteRequest, tried: set[Worker]) -> RemoteLease | None:
+        link, tokens, keys = await self._keyed(request)
         seq = next(self._numbers)
         tried_there = [number for worker in tried if (number := self._mirror.generation(worker)) is not None]
         link.send(
             Choose(
                 seq,
-                ask.model_id,
+                request.model_id,
                 tokens,
                 keys,
-                ask.namespace,
-                ask.unmatched,
-                ask.request_id,
-                ask.session,
+                request.namespace,
+                request.unmatched,
+                request.request_id,
+                request.session,
                 tried_there,
-                ask.streamed,
-                ask.priority,
-                ask.fingerprint,
+                request.streamed,
+                request.priority,
+                request.fingerprint,
             )
         )
         future: asyncio.Future[RemoteLease | None] = asyncio.get_running_loop().create_future()
         patience = self._answer_secs + (tokens / _TOKENS_PER_SEC if tokens else 0.0)
-        self._undecided[seq] = (future, ask, self.clock() + patience)
+        self._undecided[seq] = _Undecided(future, request, self.clock() + patience)
         if self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(_LOOK_SECS, self._look)
         try:
@@ -259,32 +281,31 @@ class RemoteRouting:
         """Give up on answers that are overdue. Runs only while some are outstanding."""
         self._looking = None
         now = self.clock()
-        for seq, (future, _, by) in list(self._undecided.items()):
-            if now >= by:
+        for seq, asked in list(self._undecided.items()):
+            if now >= asked.by:
                 if not self._stalled:
                     self._stalled = True
                     log.warning("the routing process does not answer, deciding here")
                 del self._undecided[seq]
                 self.tell(End(seq, Outcome.REJECTED, None))
-                _away(future)
+                _away(asked.future)
         if self._undecided:
             self._looking = asyncio.get_running_loop().call_later(_LOOK_SECS, self._look)
 
-    async def _decide_here(self, ask: Ask, tried: set[Worker]) -> RemoteLease | None:
-        if ask.facts is None:
-            tokens = None if ask.prompt is None else len(ask.prompt)
-            ask.facts = Facts(prompt_tokens=tokens, unmatched=ask.unmatched or Unmatched.NOT_ASKED)
-        local = await self._fallback.choose(ask, tried)
+    async def _decide_here(self, request: RouteRequest, tried: set[Worker]) -> RemoteLease | None:
+        tokens = None if request.prompt is None else len(request.prompt)
+        facts = Facts(prompt_tokens=tokens, unmatched=request.unmatched or Unmatched.NOT_ASKED)
+        local = await self._fallback.choose(request, tried, facts=facts)
         if local is None:
             return None
-        self._fell_back(ask.model_id)
-        lease = self._hold(next(self._numbers), ask, local)
+        self._fell_back(request.model_id)
+        lease = self._hold(next(self._numbers), request, local)
         if self._link is not None:
             self._link.send(lease.declaration())
         return lease
 
-    def _hold(self, seq: int, ask: Ask, local: LocalLease) -> RemoteLease:
-        lease = self._leases[seq] = RemoteLease(self, seq, ask, local)
+    def _hold(self, seq: int, request: RouteRequest, local: LocalLease) -> RemoteLease:
+        lease = self._leases[seq] = RemoteLease(self, seq, request, local)
         return lease
 
     # --- what is heard ------------------------------------------------------------------------------------------
@@ -297,19 +318,19 @@ class RemoteRouting:
             self._chosen(message)
         elif isinstance(message, NobodyLeft):
             asked = self._undecided.pop(message.seq, None)
-            if asked is not None and not asked[0].done():
-                asked[0].set_result(None)
+            if asked is not None and not asked.future.done():
+                asked.future.set_result(None)
         elif isinstance(message, Held):
             held = self._undecided.get(message.seq)
             if held is not None:  # its own bound ends the wait; this one is for a routing process that hangs
-                held[1].held_at = self.clock()
-                self._undecided[message.seq] = (*held[:2], self.clock() + self._wait_secs.get(held[1].model_id, 0.0))
+                held.since = self.clock()
+                held.by = held.since + self._wait_secs.get(held.request.model_id, 0.0)
         elif isinstance(message, Refused):
             asked = self._undecided.pop(message.seq, None)
             if asked is None:
                 self._explanations.refused(message.seq, _refusal(message))
-            elif not asked[0].done():
-                asked[0].set_exception(_refusal(message))
+            elif not asked.future.done():
+                asked.future.set_exception(_refusal(message))
         elif isinstance(message, Explained):
             self._explanations.answered(message.seq, message.view)
         elif isinstance(message, Expired):
@@ -334,21 +355,21 @@ class RemoteRouting:
         asked = self._undecided.pop(message.seq, None)
         if asked is None:
             return  # given up: the routing process has been told, or is about to be
-        future, ask, _ = asked
+        future = asked.future
         if any(leg.target is GONE for leg in message.placement.legs):
             self.tell(End(message.seq, Outcome.REJECTED, None))  # removed since
             _away(future)
         elif future.done():  # cancelled in this very turn
             self.tell(End(message.seq, Outcome.CLIENT_GONE, None))
         else:
-            lease = self._hold(message.seq, ask, self._here(ask, message.placement))
-            if ask.held_at is not None:
-                lease.waited_secs = self.clock() - ask.held_at
+            lease = self._hold(message.seq, asked.request, self._here(asked.request, message.placement))
+            if asked.since is not None:
+                lease.waited_secs = self.clock() - asked.since
             future.set_result(lease)
 
-    def _here(self, ask: Ask, placement: Placement) -> LocalLease:
+    def _here(self, request: RouteRequest, placement: Placement) -> LocalLease:
         """This process's own account of a placement, for the load and the breakers that the fallback goes by."""
-        now, conduct = self.clock(), self._fallback.conduct(ask.model_id)
+        now, conduct = self.clock(), self._fallback.conduct(request.model_id)
         held = []
         for leg in placement.legs:
             guard = self._load.acquire(
@@ -356,8 +377,8 @@ class RemoteRouting:
             )
             breaker = leg.target.worker.breaker
             permit = breaker.acquire(now) or Permit(breaker, -1)
-            held.append(LegLease(conduct, leg, permit, guard, fingerprint=ask.fingerprint))
-        return LocalLease(self._fallback, placement, tuple(held), ask.model_id, "")
+            held.append(LegLease(conduct, leg, permit, guard, fingerprint=request.fingerprint))
+        return LocalLease(self._fallback, placement, tuple(held), request.model_id, "")
 
     def _lost(self) -> None:
         if self._link is not None:
@@ -366,8 +387,8 @@ class RemoteRouting:
         self._joined.clear()
         self._stalled = False
         undecided, self._undecided = self._undecided, {}
-        for future, _, _ in undecided.values():
-            _away(future)
+        for asked in undecided.values():
+            _away(asked.future)
         self._explanations.lost()
 
 

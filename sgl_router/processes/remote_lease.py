@@ -9,7 +9,7 @@ from .wire import Declare, End, FirstByte
 
 if TYPE_CHECKING:
     from sgl_router.observability import Outcome
-    from sgl_router.routing import Ask
+    from sgl_router.routing import RouteRequest
     from sgl_router.routing.local_lease import LocalLease
 
 __all__ = ["RemoteLease"]
@@ -37,12 +37,12 @@ class RemoteLease:
         "waited_secs",
     )
 
-    def __init__(self, owner: _Owner, seq: int, ask: Ask, local: LocalLease) -> None:
+    def __init__(self, owner: _Owner, seq: int, request: RouteRequest, local: LocalLease) -> None:
         self._owner: _Owner | None = owner
         self._seq = seq
-        self._model_id = ask.model_id
-        self._streamed = ask.streamed
-        self._fingerprint = ask.fingerprint
+        self._model_id = request.model_id
+        self._streamed = request.streamed
+        self._fingerprint = request.fingerprint
         self._local = local
         self.placement = local.placement
         self.waited_secs = 0.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .ask import Ask
 from .decision_log import DecisionLog
 from .lease import Lease, Routing
 from .local import LocalRouting
+from .request import RouteRequest
 
-__all__ = ["Ask", "DecisionLog", "Lease", "LocalRouting", "Routing"]
+__all__ = ["DecisionLog", "Lease", "LocalRouting", "RouteRequest", "Routing"]

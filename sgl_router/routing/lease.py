@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from sgl_router.placement import Placement
     from sgl_router.workers import Worker
 
-    from .ask import Ask
+    from .request import RouteRequest
 
 __all__ = ["Lease", "Routing"]
 
@@ -40,18 +40,18 @@ class Lease(Protocol):
         """The request is over: load, breaker, expectation and statistics learn how. Later calls do nothing.
 
         `cached_tokens`: how much of the prompt the worker says it had cached, where it says so. `output_tokens`: the
-        answer's length, wanted only of streams, and where the ask was `costed`. `status`: of the worker's response, 0
-        where there was none. `retry_after_secs`: what a refusal says of when to come back. `unrenderable`: the router
-        could not have rendered this request either, which a 5xx is then no news of the worker.
+        completion's length, wanted only of streams, and where the request `wants_usage`. `status`: of the worker's
+        response, 0 where there was none. `retry_after_secs`: what a refusal says of when to come back.
+        `unrenderable`: the router could not have rendered this request either: a 5xx is then no news of the worker.
         """
 
 
 class Routing(Protocol):
     """Decides where requests go. One per process that carries data."""
 
-    async def choose(self, ask: Ask, tried: set[Worker]) -> Lease | None:
+    async def choose(self, request: RouteRequest, tried: set[Worker]) -> Lease | None:
         """A worker that is not in `tried`, None where none is left. Never raises for what a request contains."""
 
-    async def explain(self, ask: Ask) -> dict[str, Any]:
+    async def explain(self, request: RouteRequest) -> dict[str, Any]:
         """What would be decided now, and why, as `explanation_view` has it; nothing is charged or remembered. Raises
         RoutingAway where only another process could say, and does not."""

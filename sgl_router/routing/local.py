@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec import structs
 
 from sgl_router.placement import Placement, Unmatched
-from sgl_router.policies import Facts, KvCost
+from sgl_router.policies import Facts
 
 from .conduct import Conduct
 from .decision_log import DecisionLog
@@ -20,15 +20,22 @@ from .waiting_room import WaitingRoom
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
-    from sgl_router.kv_events import KvIndex
+    from sgl_router.kv_events import KvIndex, PromptMatch
     from sgl_router.observability import Metrics
     from sgl_router.placement import Leg
     from sgl_router.policies import ActiveLoad, Policy
-    from sgl_router.workers import Permit, Worker, WorkerRegistry
+    from sgl_router.workers import Permit, Target, Worker, WorkerRegistry
 
-    from .ask import Ask
+    from .request import RouteRequest
 
-__all__ = ["LocalRouting"]
+__all__ = ["Later", "LocalRouting"]
+
+
+class Later(NamedTuple):
+    """A decision that takes turns of the loop: the prompt is long, or the request has to wait. `facts`: what has been
+    looked up of it already."""
+
+    facts: Facts | None
 
 
 class LocalRouting:
@@ -65,46 +72,71 @@ class LocalRouting:
             model_id: self._room(model_id, settings) for model_id, settings in (queues or {}).items()
         }
 
-    async def choose(self, ask: Ask, tried: set[Worker]) -> LocalLease | None:
-        """Raises QueueFull and QueueTimeout where requests wait."""
-        policy = self._policies[ask.model_id]
-        facts = ask.facts
+    async def choose(
+        self,
+        request: RouteRequest,
+        tried: set[Worker],
+        *,
+        facts: Facts | None = None,
+        on_queued: Callable[[], None] | None = None,
+    ) -> LocalLease | None:
+        """`facts`: what is known of the request, where it is not to be looked up; `on_queued` is called where it has to
+        wait. Raises QueueFull and QueueTimeout where requests wait."""
+        found = self.choose_now(request, tried, facts)
+        return await self.choose_later(request, tried, found, on_queued) if isinstance(found, Later) else found
+
+    def choose_now(
+        self, request: RouteRequest, tried: set[Worker], facts: Facts | None = None
+    ) -> LocalLease | Later | None:
+        """As `choose` where that takes no turn of the loop; else what `choose_later` goes on from."""
+        policy = self._policies[request.model_id]
         if facts is None:
-            facts = ask.facts = await self._look_up(ask, policy)
+            facts = self._look_up_now(request, policy)
+            if facts is None:
+                return Later(None)
         now = self.clock()
-        candidates = self._registry.candidates(ask.model_id, now, without=tried)
-        room = self.rooms.get(ask.model_id) if self.rooms else None
+        candidates = self._registry.candidates(request.model_id, now, without=tried)
+        room = self.rooms.get(request.model_id) if self.rooms else None
         if room is not None and candidates and not tried and not room.free(candidates, now):
-            if ask.held is not None:
-                ask.held()
-            lease = await room.wait(ask, facts)
+            return Later(facts)
+        return self._place(request, policy, facts, candidates, tried, now)
+
+    async def choose_later(
+        self,
+        request: RouteRequest,
+        tried: set[Worker],
+        later: Later,
+        on_queued: Callable[[], None] | None = None,
+    ) -> LocalLease | None:
+        policy, facts = self._policies[request.model_id], later.facts
+        if facts is None:
+            facts = await self._look_up(request, policy)
+        now = self.clock()
+        candidates = self._registry.candidates(request.model_id, now, without=tried)
+        room = self.rooms.get(request.model_id) if self.rooms else None
+        if room is not None and candidates and not tried and not room.free(candidates, now):
+            if on_queued is not None:
+                on_queued()
+            lease = await room.wait(request, facts)
             if lease is not None:
                 lease.waited_secs = self.clock() - now
                 return lease
             now = self.clock()
-            candidates = self._registry.candidates(ask.model_id, now)
-        while candidates:
-            leg = policy.select(candidates, facts)
-            permit = leg.target.worker.breaker.acquire(now)
-            if permit is not None:
-                return self._lease(ask, policy, leg, permit, now)
-            # Half-open, and its one probe was taken between the filter and here.
-            tried = tried | {leg.target.worker}
-            candidates = self._registry.candidates(ask.model_id, now, without=tried)
-        return None
+            candidates = self._registry.candidates(request.model_id, now)
+        return self._place(request, policy, facts, candidates, tried, now)
 
-    async def explain(self, ask: Ask) -> dict[str, Any]:
+    async def explain(self, request: RouteRequest) -> dict[str, Any]:
         """With every candidate's costs."""
-        policy = self._policies[ask.model_id]
-        facts = await self._look_up(ask, policy, dry=True)
+        policy = self._policies[request.model_id]
+        facts = await self._look_up(request, policy, dry=True)
         now = self.clock()
-        candidates = self._registry.candidates(ask.model_id, now)
-        room = self.rooms.get(ask.model_id)
+        candidates = self._registry.candidates(request.model_id, now)
+        room = self.rooms.get(request.model_id)
         return explanation_view(
             policy.select(candidates, facts) if candidates else None,
             candidates,
             facts.match,
-            self._registry.for_model(ask.model_id),
+            self._registry.for_model(request.model_id),
             would_wait=room is not None and bool(candidates) and not room.free(candidates, now),
             waiting=len(room) if room is not None else 0,
         )
@@ -124,26 +156,48 @@ class LocalRouting:
             self._conduct[model_id] = found
         return found
 
-    async def _look_up(self, ask: Ask, policy: Policy, dry: bool = False) -> Facts:
+    def _look_up_now(self, request: RouteRequest, policy: Policy) -> Facts | None:
+        """None: it takes some turns of the loop."""
+        if not policy.needs_prompt:
+            return Facts(unmatched=Unmatched.NOT_ASKED)
+        if request.prompt is None or request.namespace is None:
+            return self._facts(request, None, self.decisions.sampled())
+        match = self._index.match_now(request.model_id, request.prompt, request.namespace)
+        return None if match is None else self._facts(request, match, self.decisions.sampled())
+
+    async def _look_up(self, request: RouteRequest, policy: Policy, dry: bool = False) -> Facts:
         if not policy.needs_prompt:
             return Facts(unmatched=Unmatched.NOT_ASKED, explain=dry, dry=dry)
-        prompt, explain = ask.prompt, dry or self.decisions.sampled()
-        if prompt is None:
-            return Facts(unmatched=ask.unmatched, session=ask.session, explain=explain, dry=dry)
-        if ask.namespace is None:
-            return Facts(
-                prompt_tokens=len(prompt), unmatched=ask.unmatched, session=ask.session, explain=explain, dry=dry
-            )
-        match = await self._index.match(ask.model_id, prompt, ask.namespace)
-        return Facts(match=match, prompt_tokens=len(prompt), session=ask.session, explain=explain, dry=dry)
+        match = None
+        if request.prompt is not None and request.namespace is not None:
+            match = await self._index.match(request.model_id, request.prompt, request.namespace)
+        return self._facts(request, match, dry or self.decisions.sampled(), dry)
+
+    def _facts(self, request: RouteRequest, match: PromptMatch | None, explain: bool, dry: bool = False) -> Facts:
+        return Facts(
+            match=match,
+            prompt_tokens=None if request.prompt is None else len(request.prompt),
+            unmatched=request.unmatched if match is None else None,
+            session=request.session,
+            explain=explain,
+            dry=dry,
+        )
+
+    def _look_up_again(self, request: RouteRequest, facts: Facts) -> Facts:
+        """What the index says now of a prompt that was looked up before; the old word where that cannot be had in this
+        turn."""
+        if facts.match is None or request.prompt is None or request.namespace is None:
+            return facts
+        match = self._index.match_now(request.model_id, request.prompt, request.namespace)
+        return facts if match is None else structs.replace(facts, match=match)
 
     def _room(self, model_id: str, settings: QueueConfig) -> WaitingRoom:
-        policy = self._policies[model_id]
-        if not isinstance(policy, KvCost):
-            raise TypeError(f"model {model_id!r}: a queue goes by costs, which {type(policy).__name__} does not have")
+        costs = self._policies[model_id].costs
+        if costs is None:
+            raise TypeError(f"model {model_id!r}: a queue goes by costs, which its policy does not have")
         return WaitingRoom(
             model_id,
-            policy,
+            costs,
             settings,
             self._metrics,
             candidates=lambda: self._registry.candidates(model_id, self.clock()),
@@ -152,51 +206,55 @@ class LocalRouting:
             clock=self.clock,
         )
 
-    def _look_up_again(self, ask: Ask) -> Facts:
-        """What the index says of a prompt that has been looked up before; the old word where that cannot be had in
-        this turn."""
-        facts = ask.facts
-        assert facts is not None
-        if facts.match is None or ask.prompt is None or ask.namespace is None:
-            return facts
-        matching = self._index.match(ask.model_id, ask.prompt, ask.namespace)
-        try:
-            matching.send(None)
-        except StopIteration as found:
-            facts = ask.facts = structs.replace(facts, match=found.value)
-        else:
-            matching.close()
-        return facts
+    def _place(
+        self,
+        request: RouteRequest,
+        policy: Policy,
+        facts: Facts,
+        candidates: Sequence[Target],
+        tried: set[Worker],
+        now: float,
+    ) -> LocalLease | None:
+        while candidates:
+            leg = policy.select(candidates, facts)
+            permit = leg.target.worker.breaker.acquire(now)
+            if permit is not None:
+                return self._lease(request, policy, facts, leg, permit, now)
+            # Half-open, and its one probe was taken between the filter and here.
+            tried = tried | {leg.target.worker}
+            candidates = self._registry.candidates(request.model_id, now, without=tried)
+        return None
 
-    def _admit(self, ask: Ask, leg: Leg) -> LocalLease | None:
+    def _admit(self, request: RouteRequest, leg: Leg, facts: Facts) -> LocalLease | None:
         now = self.clock()
         permit = leg.target.worker.breaker.acquire(now)
         if permit is None:
             return None
-        return self._lease(ask, self._policies[ask.model_id], leg, permit, now)
+        return self._lease(request, self._policies[request.model_id], facts, leg, permit, now)
 
-    def _lease(self, ask: Ask, policy: Policy, leg: Leg, permit: Permit, now: float) -> LocalLease:
+    def _lease(
+        self, request: RouteRequest, policy: Policy, facts: Facts, leg: Leg, permit: Permit, now: float
+    ) -> LocalLease:
+        model_id, match = request.model_id, facts.match
         if policy.needs_prompt:
             metrics = self._metrics
-            metrics.decisions.labels(ask.model_id, leg.reason._value_).inc()
-            metrics.overlap.labels(ask.model_id).observe(leg.matched_blocks)
+            metrics.decisions.labels(model_id, leg.reason._value_).inc()
+            metrics.overlap.labels(model_id).observe(leg.matched_blocks)
             if leg.prompt_tokens:
-                metrics.prompt_tokens.labels(ask.model_id).inc(leg.prompt_tokens)
-                metrics.matched_tokens.labels(ask.model_id).inc(leg.matched_tokens)
+                metrics.prompt_tokens.labels(model_id).inc(leg.prompt_tokens)
+                metrics.matched_tokens.labels(model_id).inc(leg.matched_tokens)
         guard = self._load.acquire(
             leg.target,
             prefill_tokens=leg.uncached_tokens,
             decode_blocks=leg.prompt_blocks,
             now=now,
-            streamed=ask.streamed,
+            streamed=request.streamed,
         )
-        expectation = None
-        if self._expecting and ask.prompt is not None and ask.namespace is not None:
-            expectation = self._index.expect(leg.target, ask.prompt, ask.namespace)
-        lease = LegLease(self.conduct(ask.model_id), leg, permit, guard, expectation, ask.fingerprint)
-        if policy.needs_prompt and ask.prompt is not None and ask.namespace is not None:
-            lease.witnessed = self._index.sent(leg, ask.prompt, ask.namespace)
-        held = self.hold(lease, ask.model_id, ask.request_id)
+        expectation = self._index.expect(leg.target, match) if self._expecting and match is not None else None
+        lease = LegLease(self.conduct(model_id), leg, permit, guard, expectation, request.fingerprint)
+        if match is not None:
+            lease.witnessed = self._index.sent(leg, match)
+        held = self.hold(lease, model_id, request.request_id)
         self.decisions.add(held)
         return held
 

@@ -9,7 +9,7 @@ from sortedcontainers import SortedKeyList
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
-    from sgl_router.policies import Costs, Facts, KvCost
+    from sgl_router.policies import CostModel, Costs, Facts
     from sgl_router.workers import Target
 
 __all__ = ["Waiting", "WaitingLine"]
@@ -41,7 +41,7 @@ class WaitingLine:
     turn is that of whoever has waited for half of `max_wait_secs`, whatever the class.
     """
 
-    def __init__(self, policy: KvCost, settings: QueueConfig) -> None:
+    def __init__(self, policy: CostModel, settings: QueueConfig) -> None:
         self._policy = policy
         self._settings = settings
         self._waiting: dict[Waiting, None] = {}  # in order of arrival
@@ -62,7 +62,7 @@ class WaitingLine:
 
     def enter(self, item: Waiting, candidates: Sequence[Target], now: float) -> None:
         """Join the line; the caller has seen that it is not `full`."""
-        self._place(item, self._policy.costs(self._policy.standing(candidates, now), item.facts))
+        self._place(item, self._policy.costs_of(self._policy.standing(candidates, now), item.facts))
         self._waiting[item] = None
         self._order.add(item)
         self._policy.waiting = len(self._waiting)
@@ -109,7 +109,7 @@ class WaitingLine:
         best: tuple[float, Waiting, Costs] | None = None
         for item in self._first(now):
             item.facts = refresh(item)
-            costs = self._policy.costs(standing, item.facts)
+            costs = self._policy.costs_of(standing, item.facts)
             self._order.remove(item)
             self._place(item, costs)
             self._order.add(item)

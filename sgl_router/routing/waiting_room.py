@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
     from sgl_router.observability import Metrics
     from sgl_router.placement import Leg
-    from sgl_router.policies import Facts, KvCost
+    from sgl_router.policies import CostModel, Facts
     from sgl_router.workers import Target
 
-    from .ask import Ask
     from .local_lease import LocalLease
+    from .request import RouteRequest
 
 __all__ = ["WaitingRoom"]
 
@@ -39,13 +39,13 @@ class WaitingRoom:
     def __init__(
         self,
         model_id: str,
-        policy: KvCost,
+        policy: CostModel,
         settings: QueueConfig,
         metrics: Metrics,
         *,
         candidates: Callable[[], Sequence[Target]],
-        look_up: Callable[[Ask], Facts],
-        admit: Callable[[Ask, Leg], LocalLease | None],
+        look_up: Callable[[RouteRequest, Facts], Facts],
+        admit: Callable[[RouteRequest, Leg, Facts], LocalLease | None],
         clock: Callable[[], float],
     ) -> None:
         self._model_id = model_id
@@ -59,7 +59,7 @@ class WaitingRoom:
         self._admit = admit
         self._clock = clock
         self._line = WaitingLine(policy, settings)
-        self._entered: dict[Waiting, tuple[Ask, asyncio.Future[LocalLease | None]]] = {}
+        self._entered: dict[Waiting, tuple[RouteRequest, asyncio.Future[LocalLease | None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
         self._last_left = 0.0
@@ -73,7 +73,7 @@ class WaitingRoom:
         """Whether a request may go at once: nobody waits and some target has room."""
         return not len(self._line) and self._line.has_room(candidates, now)
 
-    async def wait(self, ask: Ask, facts: Facts) -> LocalLease | None:
+    async def wait(self, request: RouteRequest, facts: Facts) -> LocalLease | None:
         """Until it is this request's turn. None where the target it was given could not take it: choose again.
 
         Raises QueueFull, QueueTimeout. Cancelled, it leaves nothing behind.
@@ -85,14 +85,14 @@ class WaitingRoom:
                 f"{len(self._line)} requests are already waiting for a worker of model {self._model_id!r}",
                 self._retry_after(),
             )
-        item = Waiting(facts, now, ask.priority)
+        item = Waiting(facts, now, request.priority)
         future: asyncio.Future[LocalLease | None] = asyncio.get_running_loop().create_future()
         self._line.enter(item, self._candidates(), now)
-        self._entered[item] = (ask, future)
+        self._entered[item] = (request, future)
         self._arm()
         try:
             return await future
-        except BaseException:  # cancelled, refused, or closed by whoever drives this coroutine by hand
+        except BaseException:  # cancelled, or refused
             if self._leave(item):
                 self._count("left")
             elif future.done() and not future.cancelled() and future.exception() is None:
@@ -121,12 +121,12 @@ class WaitingRoom:
     def _let_go(self, now: float) -> None:
         while (found := self._line.next(self._candidates(), now, self._refresh)) is not None:
             item, chosen, costs = found
-            ask, future = self._entered.pop(item)
+            request, future = self._entered.pop(item)
             if future.done():  # cancelled in this very turn
                 self._count("left")
                 continue
             try:
-                lease = self._admit(ask, self._policy.decide(chosen, costs, item.facts))
+                lease = self._admit(request, self._policy.decide(chosen, costs, item.facts), item.facts)
             except Exception as error:  # nobody else would ever tell this one
                 future.set_exception(error)
                 continue
@@ -166,7 +166,7 @@ class WaitingRoom:
                 self._arm()
 
     def _refresh(self, item: Waiting) -> Facts:
-        return self._look_up(self._entered[item][0])
+        return self._look_up(self._entered[item][0], item.facts)
 
     def _leave(self, item: Waiting) -> bool:
         self._entered.pop(item, None)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from sgl_router import __version__, signals
-from sgl_router.config import Config, PolicyName
+from sgl_router.config import Config
 from sgl_router.discovery import DiscoveryUnavailable, make_discovery
 from sgl_router.kv_events import KvIndex
 from sgl_router.loads import LoadReport, LoadWatch
@@ -112,7 +112,7 @@ class Daemon:
             index.close()
             raise
         costed = {
-            one.id: one.kv_cost.prefill_tokens_per_sec for one in config.models if one.policy is PolicyName.KV_COST
+            model.id: speed for model in models.values() if (speed := model.policy.prefill_tokens_per_sec) is not None
         }
         load = ActiveLoad(costed, stale_secs=config.load_reports.stale_after_secs)
         registry, pool = WorkerRegistry(), UpstreamPool(descriptors=descriptors)

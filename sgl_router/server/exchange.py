@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.api.envelope import error_response
 from sgl_router.descriptors import tell_shortage
 from sgl_router.errors import BadRequest, BodyTooLarge, InternalError, MethodNotAllowed, Overloaded, RouterError
 from sgl_router.observability.refusals import log_refusal
 from sgl_router.proxy import Headers
-
-from .envelope import error_response
 
 if TYPE_CHECKING:
     from .services import Services

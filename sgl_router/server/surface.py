@@ -11,11 +11,11 @@ from sgl_router.admin.health import serve_liveness, serve_readiness
 from sgl_router.admin.metrics import serve_metrics
 from sgl_router.admin.snapshot import SNAPSHOT_PATH, snapshot_route
 from sgl_router.admin.workers import serve_workers
+from sgl_router.api.chat import serve_chat
 from sgl_router.api.models import MODELS_PATH, serve_model, serve_models
+from sgl_router.api.tokenize import serve_detokenize, serve_tokenize
 
-from .chat import serve_chat
 from .routes import Route, Routes, Serve
-from .tokens import serve_detokenize, serve_tokenize
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import KvIndex

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies import Facts, least_loaded
+from sgl_router.policies import Facts, LoadPolicy, least_loaded
 from sgl_router.workers import Target
 
 __all__ = ["CostPolicy", "dynamo_like", "min_uncached_half_queue"]
@@ -15,7 +15,7 @@ Cost = Callable[[Target, int, int], float]
 """(target, prompt tokens, leading tokens it holds) -> what sending it there costs; the least wins."""
 
 
-class CostPolicy:
+class CostPolicy(LoadPolicy):
     """The cheapest candidate; among equals the least loaded. `expecting`: what is on its way to a worker counts as
     held there."""
 

@@ -6,7 +6,7 @@ import math
 from functools import partial
 
 from sgl_router.config import QueueConfig
-from sgl_router.policies import Facts, KvCost, Policy
+from sgl_router.policies import Facts, Policy
 from sgl_router.routing.waiting_line import Waiting, WaitingLine
 
 from .brain import Door
@@ -26,11 +26,12 @@ class HoldBack:
     """As `routing.WaitingRoom`, on the simulation's clock; a bound that is infinite is none."""
 
     def __init__(self, door: Door, policy: Policy, settings: QueueConfig) -> None:
-        assert isinstance(policy, KvCost)
+        assert policy.costs is not None
         self._door = door
         self._policy = policy
+        self._costs = policy.costs
         self._settings = settings
-        self._line = WaitingLine(policy, settings)
+        self._line = WaitingLine(policy.costs, settings)
         self._jobs: dict[Waiting, Job] = {}
         self._looking: Timer | None = None
 
@@ -54,7 +55,7 @@ class HoldBack:
         door = self._door
         while (found := self._line.next(door.candidates, door.clock.now, self._refresh)) is not None:
             item, chosen, costs = found
-            door.send(self._jobs.pop(item), self._policy.decide(chosen, costs, item.facts))
+            door.send(self._jobs.pop(item), self._costs.decide(chosen, costs, item.facts))
 
     def _refresh(self, item: Waiting) -> Facts:
         return self._door.facts(self._jobs[item])

@@ -85,7 +85,7 @@ async def test_sigusr1_tells_where_every_process_stands(
         return [one for one in router.said("tasks stand here") if "sgl_router.proxy.pool:" in one["stack"]]
 
     await router.until(lambda: sum(one["tasks"] for one in carrying()) == 20, "the requests are among it")
-    assert all("sgl_router.server.chat:" in one["stack"] for one in carrying())
+    assert all("sgl_router.api.pipeline:" in one["stack"] for one in carrying())
     await router.until(lambda: len(router.said("a thread stands here", name="MainThread")) == dumps, "threads too")
     if processes > 1:
         assert {one["process"] for one in router.said("SIGUSR1: where tasks")} == {

@@ -30,7 +30,9 @@ def worker(number: int, *, page: int = 4, dp_size: int = 1, model: str = "m", ev
     return Worker(f"http://w{number}:1", info)
 
 
-def feed(index: KvIndex, target: object, blocks: int, *, seq: int = 0, page: int = 4) -> None:
+def feed(
+    index: KvIndex, target: object, blocks: int, *, seq: int = 0, page: int = 4, ids: TokenIds = PROMPT
+) -> None:
     """As if the target's engine had published that it stored the prompt's first blocks."""
     worker = target.worker  # type: ignore[attr-defined]
     stream = next(s.stream for s in index.status(worker) if s.dp_rank == target.dp_rank)  # type: ignore[attr-defined]
@@ -38,7 +40,7 @@ def feed(index: KvIndex, target: object, blocks: int, *, seq: int = 0, page: int
         "type": "BlockStored",
         "block_hashes": list(range(1, blocks + 1)),
         "parent_block_hash": None,
-        "token_ids": PROMPT[: blocks * page].tolist(),
+        "token_ids": ids[: blocks * page].tolist(),
         "block_size": page,
         "medium": "GPU",
     }
@@ -165,15 +167,14 @@ async def test_only_what_is_not_held_is_expected(index) -> None:
     for each in (one, other):
         index.worker_added(each)
     feed(index, one.targets[0], 20)
-    prompt = Prompt(PROMPT[:161])
-    await index.match("m", prompt)
-    made = index.expect(one.targets[0], prompt)
+    asked = await index.match("m", Prompt(PROMPT[:161]))
+    made = index.expect(one.targets[0], asked)
     assert made is not None
     assert len(made.keys) == index.status(one)[0].expected_blocks == 20
     match = await index.match("m", PROMPT[:161])
     assert match.by_target[one.targets[0]].expected_blocks == 40
     assert match.by_target[one.targets[0]].blocks == 20
-    elsewhere = index.expect(other.targets[0], prompt)
+    elsewhere = index.expect(other.targets[0], asked)
     assert elsewhere is not None
     assert len(elsewhere.keys) == 40
     for expectation in (made, elsewhere):
@@ -185,13 +186,42 @@ async def test_what_was_held_when_it_was_matched_and_is_gone_is_expected(index) 
     one = worker(0)
     index.worker_added(one)
     feed(index, one.targets[0], 20)
-    prompt = Prompt(PROMPT[:161])
-    await index.match("m", prompt)
+    asked = await index.match("m", Prompt(PROMPT[:161]))
     feed(index, one.targets[0], 0, seq=0)  # the numbers begin again: another process, with nothing cached
     feed(index, one.targets[0], 1, seq=1)
-    made = index.expect(one.targets[0], prompt)
+    made = index.expect(one.targets[0], asked)
     assert made is not None
     assert len(made.keys) == 40
+
+
+async def test_a_stream_that_is_trusted_since_the_match_is_expected_to_hold_the_prompt(index) -> None:
+    one = worker(0)
+    asked = await index.match("m", Prompt(PROMPT[:161]))
+    assert asked.parts == []
+    index.worker_added(one)
+    made = index.expect(one.targets[0], asked)
+    assert made is not None
+    assert len(made.keys) == 40
+    assert (await index.match("m", PROMPT[:161])).by_target[one.targets[0]].expected_blocks == 40
+
+
+async def test_what_takes_no_turn_of_the_loop_is_matched_now(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    feed(index, one.targets[0], 1200)
+    now = index.match_now("m", PROMPT)
+    assert now is not None
+    assert now.by_target == (await index.match("m", PROMPT)).by_target
+    assert now.by_target[one.targets[0]].blocks == 1200
+
+
+async def test_a_long_prompt_is_not_matched_now(index) -> None:
+    one = worker(0)
+    index.worker_added(one)
+    long = np.arange(4 * 6_000 + 1, dtype=np.uint32)
+    feed(index, one.targets[0], 6_000, ids=long)
+    assert index.match_now("m", Prompt(long)) is None
+    assert (await index.match("m", Prompt(long))).by_target[one.targets[0]].blocks == 6_000
 
 
 async def test_the_next_turn_of_a_chat_is_hashed_from_where_the_last_one_ended(index, monkeypatch) -> None:
@@ -308,7 +338,7 @@ async def test_two_workers_that_name_one_endpoint_claim_nothing_until_one_goes(i
         assert (status.state, status.untrusted_for) == (StreamState.UNTRUSTED, Untrust.SHARED)
         assert not status.connected
         assert status.endpoint == "tcp://127.0.0.1:2"
-        assert index.expect(target, PROMPT[:100]) is None
+        assert index.expect(target, match) is None
     index.confirm(first)
     index.confirm(second)
     assert [target for target, _ in index.followed()] == [first.targets[0]]

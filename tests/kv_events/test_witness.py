@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import structlog
 
-from sgl_router.kv_events import DEFAULT_NAMESPACE, KvIndex, Namespace, StreamState, witness
+from sgl_router.kv_events import DEFAULT_NAMESPACE, KvIndex, Namespace, PromptMatch, StreamState, witness
 from sgl_router.kv_events.agreement import Verdict
 from sgl_router.kv_events.refill import Refill
 from sgl_router.kv_events.replay import ReplayEnd
@@ -86,8 +86,8 @@ class Engine:
             match.epoch_of(self.target),
             max(blocks, expected),
         )
-        expectation = self.index.expect(self.target, prompt, namespace)
-        sent = self.index.sent(decision, prompt, namespace)
+        expectation = self.index.expect(self.target, match)
+        sent = self.index.sent(decision, match)
         if expectation is not None:
             expectation.end()
         if sent is not None:
@@ -208,7 +208,7 @@ async def test_an_answer_of_another_time_is_not_held_against_the_rank(index) -> 
     match = await index.match("m", prompt)
     decision = Leg(engine.target, DecisionReason.CACHE_HIT, 1, 0, 0, 12, 12, PAGE, 49, None,
                              match.epoch_of(engine.target), 12)  # fmt: skip
-    sent = index.sent(decision, prompt, DEFAULT_NAMESPACE)
+    sent = index.sent(decision, match)
     engine.stream.resync()
     engine.published.clear()
     engine.store(tokens(2))
@@ -247,10 +247,10 @@ async def test_what_is_no_lack_of_the_index(index, clock, case: str) -> None:
         prompt = tokens(number)
         if case == "on_its_way":  # a neighbour's prompt, stored while this one waited
             late = Prompt(prompt)
-            await index.match("m", late)
+            asked = await index.match("m", late)
             decision = Leg(engine.target, DecisionReason.NO_MATCH, 1, 0, 0, 0, 12, PAGE, 49)
-            expectation = index.expect(engine.target, late)
-            sent = index.sent(decision, late, DEFAULT_NAMESPACE)
+            expectation = index.expect(engine.target, asked)
+            sent = index.sent(decision, asked)
             sent.completed(12 * PAGE)  # the answer is quicker than the event
             engine.store(prompt)
             assert expectation is not None and expectation.over
@@ -263,7 +263,7 @@ async def test_what_is_no_lack_of_the_index(index, clock, case: str) -> None:
             engine.store(prompt, medium="CPU_PINNED")
             await engine.ask(prompt, 12)
         else:
-            assert index.sent(decision_without(engine), Prompt(prompt), DEFAULT_NAMESPACE) is None
+            assert index.sent(decision_without(engine), PromptMatch([], Prompt(prompt))) is None
     if case != "unmatched":
         await engine.ask(tokens(0), 12)
         assert engine.status.witness.coverage._samples == 40

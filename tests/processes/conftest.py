@@ -21,7 +21,7 @@ from sgl_router.processes.lease_server import LeaseServer
 from sgl_router.processes.mirror import Mirror
 from sgl_router.processes.remote import RemoteRouting
 from sgl_router.prompt import Prompt
-from sgl_router.routing import Ask, LocalRouting
+from sgl_router.routing import LocalRouting, RouteRequest
 from sgl_router.workers import HealthState, Worker, WorkerInfo, WorkerRegistry
 
 MODEL = "m"
@@ -179,10 +179,10 @@ class Side:
         await asyncio.wait((self.task,))
 
 
-def ask(tokens: int = 160, *, key: int = 1) -> Ask:
+def ask(tokens: int = 160, *, key: int = 1) -> RouteRequest:
     ids = np.arange(tokens, dtype=np.uint32)
     ids[0] = key
-    return Ask(MODEL, prompt=Prompt(ids), namespace=DEFAULT_NAMESPACE)
+    return RouteRequest(model_id=MODEL, prompt=Prompt(ids), namespace=DEFAULT_NAMESPACE)
 
 
 class Rig:

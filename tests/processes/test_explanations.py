@@ -17,7 +17,7 @@ from sgl_router.placement import Unmatched
 from sgl_router.processes.keys import keyed_prompt
 from sgl_router.processes.wire import Choose, End, Explain, Hello, encode_into
 from sgl_router.prompt import Prompt
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
 from sgl_router.workers import HealthState
 
 MODEL, PAGE = "m", 16
@@ -31,10 +31,12 @@ COSTED = ModelConfig(
 )
 
 
-def ask(tokens: int = 161, *, key: int = 1, session: str | None = None) -> Ask:
+def ask(tokens: int = 161, *, key: int = 1, session: str | None = None) -> RouteRequest:
     ids = np.arange(tokens, dtype=np.uint32)
     ids[0] = key
-    return Ask(MODEL, "req-1", prompt=Prompt(ids), namespace=DEFAULT_NAMESPACE, session=session)
+    return RouteRequest(
+        model_id=MODEL, request_id="req-1", prompt=Prompt(ids), namespace=DEFAULT_NAMESPACE, session=session
+    )
 
 
 def undecided(routing: Any) -> int:
@@ -61,11 +63,11 @@ async def test_what_the_routing_process_would_do_is_told_and_nothing_is_left_of_
     assert told == await routing.routing.explain(ask_there(routing, key=5)), "word for word"
 
 
-def ask_there(routing: Any, *, key: int, tokens: int = 161) -> Ask:
+def ask_there(routing: Any, *, key: int, tokens: int = 161) -> RouteRequest:
     """The same as the routing process has it."""
     keys = np.array(routing.index.keys(key, tokens), np.uint64).tobytes()
     prompt = keyed_prompt(tokens, {routing.index.hasher().root(): keys})
-    return Ask(MODEL, prompt=prompt, namespace=DEFAULT_NAMESPACE)
+    return RouteRequest(model_id=MODEL, prompt=prompt, namespace=DEFAULT_NAMESPACE)
 
 
 async def test_everything_a_decision_goes_by_crosses_the_socket(rig: Any) -> None:
@@ -80,7 +82,7 @@ async def test_everything_a_decision_goes_by_crosses_the_socket(rig: Any) -> Non
     assert bonus.pop(chosen) == -1_000.0
     assert set(bonus.values()) == {0.0}
     assert told["candidates"][0]["inflight"] + told["candidates"][1]["inflight"] == 1
-    told = await side.routing.explain(Ask(MODEL, unmatched=Unmatched.MEDIA))
+    told = await side.routing.explain(RouteRequest(model_id=MODEL, unmatched=Unmatched.MEDIA))
     assert (told["decision"]["unmatched"], told["decision"]["prompt_tokens"]) == ("media", None)
     lease.end(Outcome.COMPLETED)
     await rig.until(routing.idle, "nothing is left")

@@ -13,7 +13,7 @@ from sgl_router.observability import Outcome
 from sgl_router.placement import DecisionReason, Unmatched
 from sgl_router.processes import lease_side
 from sgl_router.processes.wire import Choose, End, Hello, encode_into
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
 
 A = "http://a:1"
 
@@ -165,5 +165,5 @@ async def test_what_was_in_flight_before_stands_in_nobodys_way(rig: Any) -> None
     await rig.until(successor.idle, "nothing is left")
 
 
-def _whole() -> Ask:
-    return Ask("m", unmatched=Unmatched.MEDIA, streamed=False)
+def _whole() -> RouteRequest:
+    return RouteRequest(model_id="m", unmatched=Unmatched.MEDIA, streamed=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sgl_router.observability import Outcome
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
 from sgl_router.workers import BreakerState, HealthState
 
 A, B = "http://a:1", "http://b:1"
@@ -46,7 +46,7 @@ async def test_one_request_repeated_through_several_processes_is_one_failure(rig
     sides = [await rig.side(), await rig.side()]
 
     async def fail(number: int, fingerprint: int, **end: Any) -> None:
-        lease = await sides[number % 2].routing.choose(Ask("m", fingerprint=fingerprint), set())
+        lease = await sides[number % 2].routing.choose(RouteRequest(model_id="m", fingerprint=fingerprint), set())
         assert lease is not None
         lease.end(Outcome.WORKER_ERROR, status=500, **end)
 

@@ -7,7 +7,7 @@ import pytest
 
 from sgl_router.observability import Outcome
 from sgl_router.placement import DecisionReason, Unmatched
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
 from sgl_router.workers import BreakerState, HealthState
 
 MODEL, PAGE = "m", 16
@@ -95,7 +95,7 @@ async def test_of_a_prompt_too_long_for_a_message_the_beginning_is_told(rig: Any
 async def test_what_cannot_be_looked_up_is_told_as_such(rig: Any) -> None:
     await rig.routing(A)
     side = await rig.side()
-    lease = await side.routing.choose(Ask(MODEL, unmatched=Unmatched.MEDIA), set())
+    lease = await side.routing.choose(RouteRequest(model_id=MODEL, unmatched=Unmatched.MEDIA), set())
     assert lease is not None
     leg = lease.placement.prefill
     assert (leg.reason, leg.unmatched) == (DecisionReason.UNMATCHABLE, Unmatched.MEDIA)

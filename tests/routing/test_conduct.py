@@ -17,7 +17,7 @@ from sgl_router.observability import Metrics, Outcome
 from sgl_router.placement import Unmatched
 from sgl_router.policies import ActiveLoad, make_policy
 from sgl_router.prompt import Prompt
-from sgl_router.routing import Ask, LocalRouting
+from sgl_router.routing import LocalRouting, RouteRequest
 from sgl_router.routing.local_lease import LocalLease
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Worker, WorkerInfo, WorkerRegistry
 
@@ -65,7 +65,8 @@ class Scene:
     async def lease(self, *only: int, fingerprint: int | None = None, unmatched: Unmatched | None = None) -> LocalLease:
         """On one of the workers `only`, by number; on any where none is named."""
         others = {worker for number, worker in enumerate(self.workers) if only and number not in only}
-        lease = await self.routing.choose(Ask("m", fingerprint=fingerprint, unmatched=unmatched), others)
+        request = RouteRequest(model_id="m", fingerprint=fingerprint, unmatched=unmatched)
+        lease = await self.routing.choose(request, others)
         assert lease is not None
         return lease
 
@@ -222,7 +223,7 @@ async def test_the_queue_hands_nothing_to_a_backed_off_target_and_does_not_hang(
 
     def choosing() -> asyncio.Task[LocalLease | None]:
         prompt = Prompt(np.zeros(160_000, dtype=np.uint32))
-        ask = Ask("m", prompt=prompt, unmatched=Unmatched.NAMESPACE)
+        ask = RouteRequest(model_id="m", prompt=prompt, unmatched=Unmatched.NAMESPACE)
         return asyncio.create_task(scene.routing.choose(ask, set()))
 
     def refuse(lease: LocalLease) -> None:

@@ -9,7 +9,7 @@ from sgl_router.config import ModelConfig, PolicyName
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics, Outcome
 from sgl_router.policies import ActiveLoad, make_policy
-from sgl_router.routing import Ask, LocalRouting
+from sgl_router.routing import LocalRouting, RouteRequest
 from sgl_router.routing.local_lease import LocalLease
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Worker, WorkerInfo, WorkerRegistry
 
@@ -34,7 +34,7 @@ class Scene:
 
     async def lease(self, at: float) -> LocalLease:
         self.now = at
-        lease = await self.routing.choose(Ask("m"), set())
+        lease = await self.routing.choose(RouteRequest(model_id="m"), set())
         assert lease is not None
         return lease
 

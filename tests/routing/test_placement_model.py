@@ -19,7 +19,7 @@ from sgl_router.kv_events import DEFAULT_NAMESPACE, KvIndex, MatchedPrefix, Prom
 from sgl_router.loads import LoadReport
 from sgl_router.observability import Metrics, Outcome
 from sgl_router.policies import ActiveLoad, make_policy
-from sgl_router.routing import Ask, DecisionLog, LocalRouting
+from sgl_router.routing import DecisionLog, LocalRouting, RouteRequest
 from sgl_router.routing.local_lease import LocalLease
 from sgl_router.routing.views import lease_view
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Target, Worker, WorkerInfo, WorkerRegistry
@@ -72,10 +72,15 @@ class Index:
         self.registry = registry
         self.expected: list[Expected] = []
 
+    def match_now(self, model_id: str, prompt: bytes, namespace: object) -> PromptMatch | None:
+        return None if self.rng.random() < 0.2 else self.matched(prompt)
+
     async def match(self, model_id: str, prompt: bytes, namespace: object) -> PromptMatch:
+        await asyncio.sleep(self.rng.choice([0, 0.001]))
+        return self.matched(prompt)
+
+    def matched(self, prompt: bytes) -> PromptMatch:
         rng, whole = self.rng, (len(prompt) - 1) // PAGE
-        if rng.random() < 0.2:
-            await asyncio.sleep(rng.choice([0, 0.001]))
         targets = [target for worker in self.registry.all() for target in worker.targets]
         held = {}
         for target in targets:
@@ -85,7 +90,7 @@ class Index:
                 held[target] = MatchedPrefix(blocks, rng.randint(0, blocks), blocks, expected, PAGE)
         return PromptMatch.stated(held, dict.fromkeys(targets, whole))
 
-    def expect(self, target: Target, prompt: bytes, namespace: object) -> Expected:
+    def expect(self, target: Target, match: PromptMatch) -> Expected:
         self.expected.append(Expected())
         return self.expected[-1]
 
@@ -191,16 +196,20 @@ class Scene:
 
     async def request(self) -> None:
         rng = self.rng
-        ask = Ask("m", streamed=rng.random() < 0.7, priority=rng.choice([0, 0, 1, -1]), session=rng.choice([None, "s"]))
-        if rng.random() < 0.9:
-            ask.prompt = bytes(round(10 ** rng.uniform(0, 4.5)))  # type: ignore[assignment]
-            ask.namespace = DEFAULT_NAMESPACE if rng.random() < 0.9 else None
+        known = rng.random() < 0.9
+        ask = RouteRequest(
+            model_id="m",
+            streamed=rng.random() < 0.7,
+            priority=rng.choice([0, 0, 1, -1]),
+            session=rng.choice([None, "s"]),
+            prompt=bytes(round(10 ** rng.uniform(0, 4.5))) if known else None,  # type: ignore[arg-type]
+            namespace=DEFAULT_NAMESPACE if known and rng.random() < 0.9 else None,
+        )
         held: list[float] = []
-        ask.held = lambda: held.append(self.clock())
         tried: set[Worker] = set()
         for _ in range(3):
             try:
-                lease = await self.routing.choose(ask, tried)
+                lease = await self.routing.choose(ask, tried, on_queued=lambda: held.append(self.clock()))
             except (QueueFull, QueueTimeout) as refused:
                 self.ended[refused.code.value] += 1
                 latest = held[0] + self.queue.max_wait_secs + 2 * LOOK_SECS
@@ -215,7 +224,7 @@ class Scene:
             tried.add(lease.placement.prefill.target.worker)
         self.held += len(held)
 
-    async def attempt(self, ask: Ask, lease: LocalLease) -> Outcome:
+    async def attempt(self, ask: RouteRequest, lease: LocalLease) -> Outcome:
         decision, outcome = lease.placement.prefill, Outcome.CLIENT_GONE
         tokens = decision.prompt_tokens or 0
         blocks = -(-tokens // max(decision.page_size, 1))
@@ -229,7 +238,7 @@ class Scene:
             lease.end(Outcome.INTERNAL)
         return outcome
 
-    async def answer(self, ask: Ask, lease: LocalLease, sent: Sent) -> Outcome:
+    async def answer(self, ask: RouteRequest, lease: LocalLease, sent: Sent) -> Outcome:
         """One prompt after the other, at 3,000 tokens a second, some cached that nobody knew of."""
         rng, now = self.rng, self.clock()
         if rng.random() < 0.05:

@@ -14,7 +14,7 @@ from sgl_router.config import KvCostConfig, QueueConfig
 from sgl_router.errors import QueueTimeout
 from sgl_router.observability import Outcome
 from sgl_router.policies import ActiveLoad, Facts, KvCost
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
 from sgl_router.routing.waiting_room import WaitingRoom
 from sgl_router.workers import Target, Worker, WorkerInfo
 
@@ -75,9 +75,9 @@ class Scene:
         return self.leases[-1]
 
     def enter(self, *names: str) -> list[asyncio.Task[Any]]:
-        return [
-            asyncio.create_task(self.room.wait(Ask("m", name), Facts(prompt_tokens=100)), name=name) for name in names
-        ]
+        facts = Facts(prompt_tokens=100)
+        requests = [RouteRequest(model_id="m", request_id=name) for name in names]
+        return [asyncio.create_task(self.room.wait(one, facts), name=one.request_id) for one in requests]
 
 
 @pytest.fixture

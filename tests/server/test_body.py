@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sgl_router.api.body import parse_chat, parse_object
+from sgl_router.api.json_slices import MAX_MEMBERS, MAX_STRINGS
 from sgl_router.errors import BadRequest
-from sgl_router.server.body import parse_chat, parse_object
-from sgl_router.server.json_slices import MAX_MEMBERS, MAX_STRINGS
 
 GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 

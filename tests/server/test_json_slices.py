@@ -11,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgl_router.errors import BadRequest
-from sgl_router.server.body import INLINE_BYTES, JsonObject, parse_chat, parse_object, read_chat
-from sgl_router.server.json_slices import (
+from sgl_router.api.body import INLINE_BYTES, JsonObject, parse_chat, parse_object, read_chat
+from sgl_router.api.json_slices import (
     MAX_MEMBERS,
     MAX_STRINGS,
     MAX_TOKENS,
@@ -22,6 +21,7 @@ from sgl_router.server.json_slices import (
     _check_utf8,
     read_object,
 )
+from sgl_router.errors import BadRequest
 
 MIB = 1 << 20
 values = st.recursive(
@@ -213,7 +213,7 @@ async def test_the_loop_goes_on_while_a_large_body_is_read() -> None:
 
 def test_each_step_over_a_large_body_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that any one call is given, rather than time: no piece is larger than a slice."""
-    import sgl_router.server.json_slices as module
+    import sgl_router.api.json_slices as module
 
     sizes = []
 

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sgl_router.api.body import parse_chat
+from sgl_router.api.chat import route_request
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.placement import Unmatched
-from sgl_router.routing import Ask
-from sgl_router.server.ask import make_ask
-from sgl_router.server.body import parse_chat
+from sgl_router.policies import make_policy
+from sgl_router.routing import RouteRequest
 from sgl_router.server.services import Model
 from sgl_router.tokenization import Unrenderable
 from sgl_router.tokenization.errors import UnrenderableReason
@@ -20,16 +22,16 @@ class Tokenizer:
         return SimpleNamespace()
 
 
-async def asked(fields: str = "", headers: dict[str, str] | None = None, **config: Any) -> Ask:
+async def asked(fields: str = "", headers: dict[str, str] | None = None, **config: Any) -> RouteRequest:
     config = {"policy": PolicyName.KV_COST, "queue": QueueConfig(enabled=True), **config}
     model = Model(
         ModelConfig(id="m", tokenizer_path="unused", **config),
         Tokenizer(),  # type: ignore[arg-type]
-        SimpleNamespace(needs_prompt=True),  # type: ignore[arg-type]
+        make_policy(ModelConfig(id="m", tokenizer_path="unused", **config), random.Random(1)),
     )
     chat = parse_chat(b'{"model":"m","messages":[]%b}' % fields.encode())
     pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
-    return await make_ask(model, None, chat, pairs, "id")
+    return await route_request(model, None, chat, pairs, "id")
 
 
 @pytest.mark.parametrize(
@@ -60,13 +62,13 @@ async def test_what_plays_no_part_is_not_looked_for() -> None:
     assert (await asked("", headers)).session is None
     assert (await asked("", headers, kv_cost=KvCostConfig(session_bonus_ms=1.0))).session == "chat-1"
     plain = await asked(',"stream":true', headers, policy=PolicyName.CACHE_AWARE_ZMQ)
-    assert (plain.priority, plain.session, plain.costed) == (0, None, False)
+    assert (plain.priority, plain.session, plain.wants_usage) == (0, None, False)
 
 
 @pytest.mark.parametrize(("fields", "streamed"), [("", False), (',"stream":false', False), (',"stream":true', True)])
 async def test_only_a_streams_first_byte_tells(fields: str, streamed: bool) -> None:
     ask = await asked(fields)
-    assert (ask.streamed, ask.costed) == (streamed, True)
+    assert (ask.streamed, ask.wants_usage) == (streamed, True)
 
 
 async def test_a_chat_that_cannot_be_rendered_is_a_fact(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,9 @@ from .envelope import error_response
 from .json_slices import READ_BYTES
 
 if TYPE_CHECKING:
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.services import Services
     from sgl_router.tokenization import ModelTokenizer
-
-    from .inbound import Inbound
-    from .services import Services
 
 __all__ = ["serve_detokenize", "serve_tokenize"]
 

@@ -1,27 +1,31 @@
-"""What can be known of a chat before a worker is chosen: its tokens, and the part of the cache it can hit."""
+"""`POST /v1/chat/completions`: how its body is read, and what of its prompt can be known before a worker is chosen."""
 
 from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
 
-from sgl_router.config import PolicyName
+import xxhash
+
 from sgl_router.errors import BadRequest
 from sgl_router.kv_events import DEFAULT_NAMESPACE, Namespace
 from sgl_router.placement import Unmatched
-from sgl_router.routing import Ask
+from sgl_router.routing import RouteRequest
 from sgl_router.routing.conduct import UNRENDERABLE
 from sgl_router.tokenization import InvalidTokenIds, Unrenderable
 
-from .body import parse_chat
+from .body import parse_chat, read_chat
+from .exchange import Endpoint, Exchange
+from .pipeline import pipeline
 
 if TYPE_CHECKING:
+    from sgl_router.prompt import Prompt
     from sgl_router.proxy import Headers
+    from sgl_router.server.services import Model
 
     from .body import JsonObject
-    from .services import Model
 
-__all__ = ["is_unrenderable", "make_ask"]
+__all__ = ["is_unrenderable", "route_request", "serve_chat"]
 
 _PRIORITY_HEADER = b"x-smg-priority"
 # As the SGLang Model Gateway names them.
@@ -34,41 +38,60 @@ _MAX_HEADER = 256
 _MAX_NAME = 4_096
 
 
-async def make_ask(model: Model, adapter: str | None, chat: JsonObject, headers: Headers, request_id: str) -> Ask:
+async def route_request(
+    model: Model,
+    adapter: str | None,
+    chat: JsonObject,
+    headers: Headers,
+    request_id: str,
+    fingerprint: int | None = None,
+) -> RouteRequest:
     """Render and tokenize. A chat that cannot be rendered is no error: that is a fact too. Raises BadRequest for token
     ids that are none of the model's."""
-    ask = Ask(model.id, request_id)
+    policy, config = model.policy, model.config
+    prompt, namespace, unmatched = await _prompt(model, adapter, chat)
+    if policy.prefill_tokens_per_sec is None:
+        return RouteRequest(
+            model_id=model.id,
+            request_id=request_id,
+            prompt=prompt,
+            namespace=namespace,
+            unmatched=unmatched,
+            fingerprint=fingerprint,
+        )
+    return RouteRequest(
+        model_id=model.id,
+        request_id=request_id,
+        prompt=prompt,
+        namespace=namespace,
+        unmatched=unmatched,
+        fingerprint=fingerprint,
+        wants_usage=True,
+        streamed="stream" in chat and chat["stream"] is True,
+        priority=_priority(chat, headers) if config.queue.enabled and config.queue.priorities else 0,
+        session=_header(headers, model.session_header) if policy.needs_session else None,
+    )
+
+
+async def _prompt(
+    model: Model, adapter: str | None, chat: JsonObject
+) -> tuple[Prompt | None, Namespace | None, Unmatched | None]:
+    """The prompt and the part of the cache it can hit, or why they are not known."""
+    needed = model.policy.needs_prompt
     if chat.unread:
-        ask.unmatched = Unmatched.TOO_LONG if model.policy.needs_prompt else Unmatched.NOT_ASKED
-        return _costs(model, ask, chat, headers)
+        return None, None, Unmatched.TOO_LONG if needed else Unmatched.NOT_ASKED
     try:
-        if not model.policy.needs_prompt:
-            ask.unmatched = Unmatched.NOT_ASKED
+        if not needed:
             if "input_ids" in chat:
                 await model.tokenizer.check_ids(chat)
-            return ask
-        ask.prompt = await model.tokenizer.prompt(chat)
+            return None, None, Unmatched.NOT_ASKED
+        prompt = await model.tokenizer.prompt(chat)
     except InvalidTokenIds as error:
         raise BadRequest(error.message, error.param) from None
     except Unrenderable as error:
-        ask.unmatched = Unmatched(error.reason.value)
-    else:
-        ask.namespace = _namespace(chat, adapter)
-        if ask.namespace is None:
-            ask.unmatched = Unmatched.NAMESPACE
-    return _costs(model, ask, chat, headers)
-
-
-def _costs(model: Model, ask: Ask, chat: JsonObject, headers: Headers) -> Ask:
-    """What only `kv_cost` goes by."""
-    if model.config.policy is PolicyName.KV_COST:
-        ask.costed = True
-        ask.streamed = "stream" in chat and chat["stream"] is True
-        if model.config.queue.enabled and model.config.queue.priorities:
-            ask.priority = _priority(chat, headers)
-        if model.config.kv_cost.session_bonus_ms:
-            ask.session = _header(headers, model.session_header)
-    return ask
+        return None, None, Unmatched(error.reason.value)
+    namespace = _namespace(chat, adapter)
+    return prompt, namespace, Unmatched.NAMESPACE if namespace is None else None
 
 
 async def is_unrenderable(model: Model, body: bytes) -> bool:
@@ -79,6 +102,17 @@ async def is_unrenderable(model: Model, body: bytes) -> bool:
     except Unrenderable as error:
         return Unmatched(error.reason.value) in UNRENDERABLE
     return False
+
+
+async def _prepare(exchange: Exchange, chat: JsonObject) -> RouteRequest:
+    inbound = exchange.inbound
+    fingerprint = xxhash.xxh3_64_intdigest(inbound.body)
+    return await route_request(
+        exchange.model, exchange.adapter, chat, inbound.headers, inbound.request_id, fingerprint
+    )
+
+
+serve_chat = pipeline(Endpoint(read_chat, _prepare, is_unrenderable))
 
 
 def _priority(chat: JsonObject, headers: Headers) -> int:

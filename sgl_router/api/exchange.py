@@ -1,0 +1,65 @@
+"""One request that goes to a worker: what the pipeline's steps know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from sgl_router.observability import RequestRecord
+from sgl_router.proxy import Relayed
+
+if TYPE_CHECKING:
+    from sgl_router.proxy import Outbound
+    from sgl_router.routing import RouteRequest
+    from sgl_router.server.inbound import Inbound
+    from sgl_router.server.services import Model, Services
+    from sgl_router.workers import Worker
+
+    from .body import JsonObject
+
+__all__ = ["Endpoint", "Exchange"]
+
+
+class Endpoint(NamedTuple):
+    """What is particular to one endpoint whose requests go to workers."""
+
+    read: Callable[[bytes], Awaitable[JsonObject]]
+    """The body's fields. Raises BadRequest."""
+    prepare: Callable[[Exchange, JsonObject], Awaitable[RouteRequest]]
+    """What the router is asked: the prompt as far as it can be known. Raises BadRequest."""
+    is_unrenderable: Callable[[Model, bytes], Awaitable[bool]]
+    """Whether a body is one that the router cannot render for a fault in it: then neither can a worker."""
+
+
+class Exchange:
+    """Filled in from left to right as the steps run; `record` and `relayed` say at any time how far it has come."""
+
+    __slots__ = (
+        "adapter",
+        "body",
+        "endpoint",
+        "inbound",
+        "model",
+        "out",
+        "record",
+        "relayed",
+        "request",
+        "services",
+        "tried",
+    )
+
+    body: JsonObject | None
+    model: Model
+    adapter: str | None
+    request: RouteRequest
+
+    def __init__(self, endpoint: Endpoint, services: Services, inbound: Inbound, out: Outbound) -> None:
+        self.endpoint = endpoint
+        self.services = services
+        self.inbound = inbound
+        self.out = out
+        self.record = RequestRecord(inbound.request_id)
+        self.relayed = Relayed()
+        self.body = None
+        self.tried: set[Worker] = set()
+        """Workers that no connection could be made to."""
