@@ -21,7 +21,7 @@ TABLES = {
     "persistence": persistence,
 }
 ALL = [pytest.param(name, case, id=f"{name}: {case.name}") for name, table in TABLES.items() for case in table.CASES]
-WITHIN = 5.0
+WITHIN = 120.0
 # The table of differences describes this version of aiohttp and the ones after it.
 DESCRIBED = tuple(int(part) for part in aiohttp.__version__.split(".")[:2]) >= (3, 14)
 KINDS = ["native", "aiohttp"] if DESCRIBED else ["native"]
