@@ -137,7 +137,7 @@ def test_ctrl_c_while_the_hub_keeps_a_tokenizer_waiting(tmp_path) -> None:
         "sys.exit(main(sys.argv[1:]))\n"
     )
     with socket.create_server(("127.0.0.1", 0)) as hub:
-        hub.settimeout(60)
+        hub.settimeout(240)
         address = f"http://127.0.0.1:{hub.getsockname()[1]}"
         env = {**os.environ, "HF_ENDPOINT": address, "HF_HUB_ETAG_TIMEOUT": "120", "HF_HUB_OFFLINE": "0"}
         env |= {"HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}

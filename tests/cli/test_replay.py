@@ -49,12 +49,12 @@ def start() -> Iterator[Start]:
             await worker.start()
             return worker
 
-        workers.append(asyncio.run_coroutine_threadsafe(begin(), loop).result(30))
+        workers.append(asyncio.run_coroutine_threadsafe(begin(), loop).result(240))
         return workers[-1]
 
     yield run
     for worker in workers:
-        asyncio.run_coroutine_threadsafe(worker.stop(), loop).result(30)
+        asyncio.run_coroutine_threadsafe(worker.stop(), loop).result(240)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()

@@ -33,7 +33,7 @@ async def test_another_process_on_the_same_ports_is_noticed_by_its_event_connect
     await fleet.settled()
     before = fleet.worker(0)
     await fleet.workers[0].restart_in_place()
-    await fleet.until(lambda: fleet.worker(0) is not before, "a new incarnation is registered", within=20)
+    await fleet.until(lambda: fleet.worker(0) is not before, "a new incarnation is registered", within=120)
     await fleet.ready()
     answer = await fleet.ask(PROMPT)
     assert answer.decision["reason"] == "no_match"

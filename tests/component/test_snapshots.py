@@ -286,7 +286,7 @@ async def test_a_save_cut_short_at_its_beginning_leaves_nothing(rig, kept, tmp_p
 
     def slowly(temporary: Path) -> Any:
         creating.set()
-        go_on.wait(10)
+        go_on.wait(120)
         return create(temporary)
 
     monkeypatch.setattr(snapshot_keeper, "_create", slowly)

@@ -186,7 +186,7 @@ async def test_each_answer(answering, answers: list[web.Response], outcome: Toke
     counted: asyncio.Queue[TokenOutcome] = asyncio.Queue()
     check = TokenCheck({"m": TOKENIZER}, counted.put_nowait, pause_secs=0)
     check.worker_added(worker())
-    assert await asyncio.wait_for(counted.get(), 10) is outcome
+    assert await asyncio.wait_for(counted.get(), 120) is outcome
     assert route.asked == asked
     await check.stop()
 
@@ -205,7 +205,7 @@ async def test_a_worker_that_leaves_and_the_end_of_the_router_count_nothing(answ
     tasks = list(check._tasks.values())
     if leaves:
         check.worker_removed(worker)
-        await asyncio.wait(tasks, timeout=60)
+        await asyncio.wait(tasks, timeout=120)
     await check.stop()
     route.answers = [json(SAME)] * 3
     route.hold.set()

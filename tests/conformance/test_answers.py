@@ -26,7 +26,7 @@ def get(target: bytes) -> bytes:
 async def ask(rig: Rig, raw: bytes) -> Reply:
     reader, writer = await rig.open()
     writer.write(raw)
-    reply = await asyncio.wait_for(read_reply(reader, head_only=raw.startswith(b"HEAD")), 5)
+    reply = await asyncio.wait_for(read_reply(reader, head_only=raw.startswith(b"HEAD")), 120)
     assert reply is not None
     writer.close()
     return reply

@@ -50,7 +50,7 @@ async def exchange(pieces: list[bytes], answers: int) -> Seen:
                 await asyncio.sleep(0)
         replies = []
         for _ in range(answers):
-            reply = await asyncio.wait_for(read_reply(reader), 5)
+            reply = await asyncio.wait_for(read_reply(reader), 120)
             assert reply is not None
             replies.append((reply.status, reply.body))
         return [(status, b"" if status == 405 else body) for status, body in replies], [one.body for one in rig.seen]

@@ -35,7 +35,7 @@ async def follow(free):
         pass
     for descriptor in held:
         os.close(descriptor)
-    await asyncio.wait_for(connected(ranks), 30)
+    await asyncio.wait_for(connected(ranks), 120)
     index.close()
 
 async def connected(ranks):
@@ -72,7 +72,7 @@ def test_a_shortage_is_waited_out_and_never_ends_the_process() -> None:
     try:
         port = bind_next_to_each_other(*publishers)
         command = [sys.executable, "-c", OPEN, str(port)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=170)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=280)
     finally:
         context.destroy(linger=0)
     assert done.stdout.splitlines()[-1] == "{}", done.stdout[-2000:] + done.stderr[-2000:]

@@ -55,7 +55,7 @@ async def setup():
     async def until(condition) -> None:
         while not condition():
             news.clear()
-            await asyncio.wait_for(news.wait(), 10)
+            await asyncio.wait_for(news.wait(), 120)
 
     yield subscribe, seen, links, until
     for one in subscribers:

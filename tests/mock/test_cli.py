@@ -69,7 +69,7 @@ async def test_it_serves_until_told_to_stop() -> None:
         assert process.stdout is not None
         url = None
         while url is None:
-            line = await asyncio.wait_for(process.stdout.readline(), 60)
+            line = await asyncio.wait_for(process.stdout.readline(), 120)
             assert line, "the worker ended before it was ready"
             url = re.search(rb"mock worker ready at (http://\S+)", line)
         async with (
@@ -78,7 +78,7 @@ async def test_it_serves_until_told_to_stop() -> None:
         ):
             assert (await response.json())["page_size"] == 8
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 120) == 0
     finally:
         if process.returncode is None:
             process.kill()

@@ -30,7 +30,7 @@ class Channel:
         self._socket = socket
 
     async def record(self) -> tuple[int, list[Any]]:
-        topic, sequence, payload = await asyncio.wait_for(self._socket.recv_multipart(), 5)
+        topic, sequence, payload = await asyncio.wait_for(self._socket.recv_multipart(), 120)
         assert topic == b"load"
         assert len(sequence) == 8
         return int.from_bytes(sequence, "big"), msgspec.msgpack.decode(payload)

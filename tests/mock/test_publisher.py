@@ -38,7 +38,7 @@ class Stream:
         self.dealer = dealer
 
     async def receive(self) -> tuple[int, bytes]:
-        topic, sequence, payload = await asyncio.wait_for(self.subscriber.recv_multipart(), 5)
+        topic, sequence, payload = await asyncio.wait_for(self.subscriber.recv_multipart(), 120)
         assert topic == b"kv"
         return struct.unpack(">Q", sequence)[0], payload
 
@@ -50,7 +50,7 @@ class Stream:
         await self.dealer.send_multipart([b"", struct.pack(">Q", start)])
         replies = []
         while True:
-            replies.append(await asyncio.wait_for(self.dealer.recv_multipart(), 5))
+            replies.append(await asyncio.wait_for(self.dealer.recv_multipart(), 120))
             if replies[-1][-2] == END_SEQUENCE:
                 return replies
 
@@ -204,7 +204,7 @@ async def test_the_marker_can_get_lost() -> None:
         events.publisher.publish(store(0))
         events.publisher.faults.replay_no_end = 1
         await events.dealer.send_multipart([b"", struct.pack(">Q", 0)])
-        assert (await asyncio.wait_for(events.dealer.recv_multipart(), 5))[-2] == struct.pack(">Q", 0)
+        assert (await asyncio.wait_for(events.dealer.recv_multipart(), 120))[-2] == struct.pack(">Q", 0)
         assert not await events.dealer.poll(20)
 
 

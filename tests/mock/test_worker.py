@@ -44,7 +44,7 @@ class Subscriber:
         self.clears = 0
 
     async def receive(self) -> None:
-        _, sequence, payload = await asyncio.wait_for(self._socket.recv_multipart(), 5)
+        _, sequence, payload = await asyncio.wait_for(self._socket.recv_multipart(), 120)
         self.sequences.append(struct.unpack(">Q", sequence)[0])
         for event in msgspec.msgpack.decode(payload)[1]:
             kind = event["type"] if isinstance(event, dict) else event[0]

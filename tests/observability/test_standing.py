@@ -16,7 +16,7 @@ async def inner(gate: asyncio.Event) -> None:
 
 
 async def outer(gate: asyncio.Event, secret: str) -> None:
-    await asyncio.wait_for(inner(gate), 60)
+    await asyncio.wait_for(inner(gate), 120)
     assert secret
 
 

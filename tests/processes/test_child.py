@@ -48,7 +48,7 @@ async def test_what_lies_in_the_working_directory_is_not_run(
     monkeypatch.chdir(tmp_path)
     assert "" not in sys.path
     child = Child("routing", ["routing"], tmp_path, Watch())  # where there is no configuration
-    assert await asyncio.wait_for(child.live(), 30) == 1
+    assert await asyncio.wait_for(child.live(), 120) == 1
 
 
 async def test_a_process_that_cannot_be_had_is_tried_for_again(

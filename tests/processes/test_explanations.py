@@ -192,7 +192,7 @@ async def test_an_explanation_may_not_take_the_number_of_a_lease(rig: Any) -> No
     encode_into(Explain(1, MODEL, 160, {}, None, None, "", None), messages)
     reader, writer = await asyncio.open_unix_connection(routing.path)
     writer.write(bytes(messages))
-    await asyncio.wait_for(reader.read(), 10)
+    await asyncio.wait_for(reader.read(), 120)
     await rig.until(lambda: routing.server.connected == 1 and routing.idle(), "it is cut off")
     assert (await side.routing.explain(ask()))["decision"] is not None
     writer.close()

@@ -243,7 +243,7 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     for worker in workers:
         worker.gate.open()
     assert (await last)[0] == 200
-    assert await asyncio.wait_for(router.process.wait(), 20) == 0
+    assert await asyncio.wait_for(router.process.wait(), 120) == 0
     assert not [pid for pid in pids if alive(pid)]
     assert "Traceback" not in router.text
     assert router.said("data process disconnected", leases_ended=0)
@@ -330,7 +330,7 @@ async def test_a_process_that_hangs_is_started_again(start: Start, workers: list
     await settles(lambda: restarts(router), {("routing", "hung"): 1, ("data-0", "hung"): 1, ("data-1", "died"): 1})
     assert {status for status, _ in await asyncio.gather(*(router.chat() for _ in range(8)))} == {200}
     router.process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(router.process.wait(), 20) == 0
+    assert await asyncio.wait_for(router.process.wait(), 120) == 0
     assert "Traceback" not in router.text
 
 
@@ -372,7 +372,7 @@ async def none_alive(pids: list[int]) -> bool:
 async def test_a_port_in_use_is_a_clear_error(start: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         router = await start(port=other.getsockname()[1])
-        assert await asyncio.wait_for(router.process.wait(), 30) == 2
+        assert await asyncio.wait_for(router.process.wait(), 120) == 2
         await router._reading
     assert "server.host, server.port: cannot listen on" in router.text
     assert "Traceback" not in router.text
@@ -381,7 +381,7 @@ async def test_a_port_in_use_is_a_clear_error(start: Start) -> None:
 async def test_a_process_that_cannot_start_is_a_clear_error(start: Start, tmp_path: pathlib.Path) -> None:
     (tmp_path / "empty").mkdir()
     router = await start(str(tmp_path / "empty"))
-    assert await asyncio.wait_for(router.process.wait(), 30) == 2
+    assert await asyncio.wait_for(router.process.wait(), 120) == 2
     await router._reading
     assert "models[0].tokenizer_path " in router.text
     assert "was destroyed" not in router.text
@@ -397,7 +397,7 @@ async def test_a_second_signal_leaves_at_once_and_nothing_behind(start: Start) -
     router.process.send_signal(signal.SIGTERM)
     await router.until(lambda: router.said("signal received, draining"), "draining")
     router.process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(router.process.wait(), 10) == 128 + signal.SIGTERM
+    assert await asyncio.wait_for(router.process.wait(), 120) == 128 + signal.SIGTERM
     await settles(lambda: none_alive(pids), True)
     assert not folder.exists()
 

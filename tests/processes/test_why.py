@@ -111,7 +111,7 @@ class Rig:
 
     async def end_routing(self) -> None:
         self.orders.leave.set()
-        await asyncio.wait((self.routing,), timeout=60)
+        await asyncio.wait((self.routing,), timeout=120)
 
 
 @pytest.fixture

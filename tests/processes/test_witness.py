@@ -98,7 +98,7 @@ async def start(tmp_path: pathlib.Path) -> AsyncIterator[Any]:
 
             async def end() -> None:
                 orders.leave.set()
-                await asyncio.wait((routing,), timeout=60)
+                await asyncio.wait((routing,), timeout=120)
 
             stack.push_async_callback(end)
             ready = asyncio.create_task(orders.is_ready.wait())

@@ -57,7 +57,7 @@ async def test_who_finds_all_connections_in_use_is_served_in_order(narrow, upstr
     served = []
     for task in tasks:
         await release(held.pop(0))
-        held.append(await asyncio.wait_for(asyncio.shield(task), 5))
+        held.append(await asyncio.wait_for(asyncio.shield(task), 120))
         served.append([other.done() for other in tasks].index(False) if not all(t.done() for t in tasks) else 5)
     assert served == [1, 2, 3, 4, 5]
     for exchange in held:
@@ -75,8 +75,8 @@ async def test_who_gives_up_waiting_takes_nothing_along(narrow, upstream, script
     await settled()
     assert len(narrow._addresses[server.url].waiting) == 2
     await release(held[0])
-    await release(await asyncio.wait_for(second, 5))
-    await release(await asyncio.wait_for(third, 5))
+    await release(await asyncio.wait_for(second, 120))
+    await release(await asyncio.wait_for(third, 120))
     assert first.cancelled()
 
 
@@ -88,7 +88,7 @@ async def test_a_turn_that_came_too_late_goes_to_the_next(narrow, upstream) -> N
     for exchange in held[:1]:
         await release(exchange)  # the connection is the first one's now ...
     first.cancel()  # ... who does not want it any more
-    await release(await asyncio.wait_for(second, 5))
+    await release(await asyncio.wait_for(second, 120))
     assert server.connections == 2
 
 
@@ -101,7 +101,7 @@ async def test_waiting_counts_as_connecting(narrow, upstream) -> None:
             await narrow.open(server.url, b"POST", b"/", [], b"", deadline=deadline, connect_secs=0.02, answer_secs=30)
 
     with pytest.raises(ConnectFailed, match=r"within 0\.02 s"):
-        await asyncio.wait_for(impatient(), 5)
+        await asyncio.wait_for(impatient(), 120)
     for exchange in held:
         await release(exchange)
     await release(await post(narrow, server.url))
@@ -132,7 +132,7 @@ async def test_attempts_that_fail_or_are_given_up_leave_their_place(narrow, upst
         await asyncio.sleep(0.01)
     assert narrow._addresses[server.url].open == 0
     for _ in range(3):
-        await release(await asyncio.wait_for(post(narrow, server.url), 5))
+        await release(await asyncio.wait_for(post(narrow, server.url), 120))
 
 
 async def test_a_place_that_comes_free_too_late_goes_to_the_next() -> None:
@@ -142,7 +142,7 @@ async def test_a_place_that_comes_free_too_late_goes_to_the_next() -> None:
     await settled()
     address.left()
     first.cancel()
-    assert await asyncio.wait_for(second, 5) is None
+    assert await asyncio.wait_for(second, 120) is None
     assert address.open == 1
     address.left()
     assert address.open == 0

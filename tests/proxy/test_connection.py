@@ -243,14 +243,14 @@ async def over_a_socket(case: Case) -> None:
     try:
         if isinstance(case.expect, type):
             with pytest.raises(case.expect) as caught:
-                await asyncio.wait_for(exchange(pool, url, case), 5)
+                await asyncio.wait_for(exchange(pool, url, case), 120)
             assert type(caught.value) is case.expect
             assert not any(address.idle for address in pool._addresses.values())
         else:
-            check(case, *await asyncio.wait_for(exchange(pool, url, case), 5))
+            check(case, *await asyncio.wait_for(exchange(pool, url, case), 120))
             if case.end == "close":
                 await asyncio.sleep(0.02)
-            check(case, *await asyncio.wait_for(exchange(pool, url, case), 5))
+            check(case, *await asyncio.wait_for(exchange(pool, url, case), 120))
             assert connections == (1 if case.kept else 2)
     finally:
         pool.close()
@@ -334,8 +334,8 @@ async def test_no_bytes_whatever_leave_a_request_waiting_or_in_doubt(data: st.Da
         offset += size
     connection.connection_lost(None)
     try:
-        await asyncio.wait_for(request, 5)
-        while await asyncio.wait_for(connection.read(), 5) is not None:
+        await asyncio.wait_for(request, 120)
+        while await asyncio.wait_for(connection.read(), 120) is not None:
             pass
     except RouterError:
         assert not connection.complete
@@ -385,4 +385,4 @@ async def test_what_a_sink_takes_after_all_is_not_waiting() -> None:
     assert len(taken) == 1_000_000
     assert not wire.paused
     connection.data_received(b"0\r\n\r\n")
-    assert await asyncio.wait_for(reading, 5) is None
+    assert await asyncio.wait_for(reading, 120) is None

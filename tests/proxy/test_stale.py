@@ -81,7 +81,7 @@ def on(loop: Callable[[], asyncio.AbstractEventLoop], job: Callable[[Worker], Aw
     async def main() -> None:
         worker = Worker()
         try:
-            await asyncio.wait_for(job(worker), 20)
+            await asyncio.wait_for(job(worker), 120)
         finally:
             worker.pool.close()
             worker.listener.close()

@@ -56,7 +56,7 @@ async def ask(pool: UpstreamPool, url: str) -> int:
 def on(loop: Callable[[], asyncio.AbstractEventLoop], job) -> None:  # type: ignore[no-untyped-def]
     running = loop()
     try:
-        running.run_until_complete(asyncio.wait_for(job(), 20))
+        running.run_until_complete(asyncio.wait_for(job(), 120))
     finally:
         running.close()
 

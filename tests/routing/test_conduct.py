@@ -238,11 +238,11 @@ async def test_the_queue_hands_nothing_to_a_backed_off_target_and_does_not_hang(
     done, _ = await asyncio.wait((waiting,), timeout=0.05)
     assert not done and len(scene.routing.rooms["m"]) == 1, "the other has room, but is backed off"
     busy.first_byte(200)
-    lease = await asyncio.wait_for(waiting, 10)
+    lease = await asyncio.wait_for(waiting, 120)
     assert lease is not None and lease.placement.prefill.target is busy.placement.prefill.target
     refuse(lease)
     for _ in range(4):  # all are backed off: each request goes through and brings its refusal back
-        lease = await asyncio.wait_for(choosing(), 10)
+        lease = await asyncio.wait_for(choosing(), 120)
         assert lease is not None
         refuse(lease)
     busy.end(Outcome.COMPLETED, status=200)

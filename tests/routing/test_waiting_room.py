@@ -98,7 +98,7 @@ async def test_a_failure_in_the_turn_of_dispatch_does_not_stop_the_clock(
     scene.prompt.release()
     scene.failing.add(where)
     with pytest.raises(QueueTimeout):
-        await asyncio.wait_for(one, 5.0)
+        await asyncio.wait_for(one, 120)
     assert errors
     assert not len(scene.room)
 
@@ -112,7 +112,7 @@ async def test_it_goes_on_when_the_failure_is_over(errors: list[dict[str, Any]])
     while not errors:
         await asyncio.sleep(0.002)
     scene.failing.clear()
-    assert await asyncio.wait_for(asyncio.gather(*tasks), 5.0) == scene.leases
+    assert await asyncio.wait_for(asyncio.gather(*tasks), 120) == scene.leases
 
 
 async def test_who_cannot_be_admitted_is_told_and_the_others_go_on() -> None:
@@ -123,11 +123,11 @@ async def test_who_cannot_be_admitted_is_told_and_the_others_go_on() -> None:
     scene.prompt.release()
     for task in tasks:
         with pytest.raises(RuntimeError, match="admit"):
-            await asyncio.wait_for(task, 5.0)
+            await asyncio.wait_for(task, 120)
     assert not len(scene.room)
     scene.failing.clear()
     (three,) = scene.enter("three")
-    assert await asyncio.wait_for(three, 5.0) is scene.leases[0]
+    assert await asyncio.wait_for(three, 120) is scene.leases[0]
 
 
 async def test_who_is_cancelled_in_the_turn_of_dispatch_gives_the_lease_back() -> None:
@@ -152,7 +152,7 @@ async def test_who_is_cancelled_in_the_turn_before_dispatch_takes_nobodys_place_
     scene.prompt.release()
     scene.room.changed()  # its look comes before the cancelled task's own step
     one.cancel()
-    assert await asyncio.wait_for(two, 5.0) is scene.leases[0]
+    assert await asyncio.wait_for(two, 120) is scene.leases[0]
     assert one.cancelled()
     assert len(scene.leases) == 1 and sorted(counted) == ["dispatched", "left"]
 
@@ -165,7 +165,7 @@ async def test_who_waits_while_nobody_can_be_chosen_goes_when_somebody_can() -> 
     assert len(scene.room) == 1
     scene.prompt.release()
     scene.targets = targets
-    assert await asyncio.wait_for(one, 5.0) is scene.leases[0]
+    assert await asyncio.wait_for(one, 120) is scene.leases[0]
 
 
 async def test_the_loop_is_not_held_where_many_may_go_at_once() -> None:
@@ -176,5 +176,5 @@ async def test_the_loop_is_not_held_where_many_may_go_at_once() -> None:
     scene.look_up_secs = 0.001
     scene.room._look()
     assert 1 <= len(scene.leases) < 10
-    await asyncio.wait_for(asyncio.gather(*tasks), 5.0)
+    await asyncio.wait_for(asyncio.gather(*tasks), 120)
     assert len(scene.leases) == 50

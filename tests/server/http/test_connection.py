@@ -214,7 +214,7 @@ async def test_a_handler_waits_for_a_client_that_does_not_read() -> None:
         answer_with(rig, serve)
         reader, writer = await rig.open()
         writer.write(post())
-        await asyncio.wait_for(refused.wait(), 5)
+        await asyncio.wait_for(refused.wait(), 120)
         await asyncio.sleep(0.05)
         assert connection(rig).write_paused
         assert written < 150
