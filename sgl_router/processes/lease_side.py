@@ -121,6 +121,7 @@ class LeaseSide:
             return
         deciding = asyncio.get_running_loop().create_task(self._decide(message.seq, request, tried, found))
         self._undecided[message.seq] = deciding
+        deciding.add_done_callback(lambda task: self._over(message.seq, task))
         self._pace()
 
     def _hold(self, seq: int) -> None:
@@ -143,19 +144,20 @@ class LeaseSide:
             lease = await self._server.routing.choose_later(request, tried, later, lambda: self._hold(seq))
         except RouterError as error:
             refused = error
-        except asyncio.CancelledError:
-            self.link.send(NobodyLeft(seq))  # who gave up hears that somebody answers again
-            raise
         except Exception:
             log.exception("a decision failed", data_process=self._process)
-        finally:
-            self._undecided.pop(seq, None)
-            self._held.discard(seq)
-            self._pace()
         if refused is not None:
             self.link.send(Refused(seq, refused.code, refused.message, refused.retry_after or 0))
         else:
             self._decided(seq, lease)
+
+    def _over(self, seq: int, deciding: asyncio.Task[None]) -> None:
+        """Of a task that may have been cancelled before its first step."""
+        self._undecided.pop(seq, None)
+        self._held.discard(seq)
+        self._pace()
+        if deciding.cancelled():
+            self.link.send(NobodyLeft(seq))  # who gave up hears that somebody answers again
 
     def _decided(self, seq: int, lease: LocalLease | None) -> None:
         if lease is None:

@@ -11,7 +11,7 @@ import structlog
 
 from sgl_router.kv_events import BlockHasher, DecodeFailure, KvIndex, StreamState, Tier, Untrust
 from sgl_router.kv_events.wire import Frame, decode_batch
-from sgl_router.prompt import Prompt, SharedPrefix
+from sgl_router.prompt import Prompt, SharedPrefix, TokenIds
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 PROMPT = np.arange(5000, dtype=np.uint32)

@@ -63,10 +63,17 @@ class Index:
             (target, SimpleNamespace(stream=SimpleNamespace(hasher=self.hasher(*kind)))) for kind in self.kinds
         ]
 
+    def match_now(self, model_id: str, prompt: Prompt, namespace: Any) -> PromptMatch | None:
+        return None if self.gate is not None else self.matched(prompt, namespace)
+
     async def match(self, model_id: str, prompt: Prompt, namespace: Any) -> PromptMatch:
-        self.seen.append((len(prompt), {root: keys.computed.tolist() for root, keys in prompt.keys.items()}, namespace))
+        found = self.matched(prompt, namespace)
         if self.gate is not None:
             await self.gate.wait()
+        return found
+
+    def matched(self, prompt: Prompt, namespace: Any) -> PromptMatch:
+        self.seen.append((len(prompt), {root: keys.computed.tolist() for root, keys in prompt.keys.items()}, namespace))
         total = (len(prompt) - 1) // PAGE
         found = {
             target: MatchedPrefix(blocks, blocks, blocks, blocks, PAGE)
@@ -82,7 +89,7 @@ class Index:
     def expect(self, *arguments: Any) -> None:
         return None
 
-    def sent(self, decision: Any, prompt: Prompt, namespace: Any) -> Any:
+    def sent(self, decision: Any, match: Any) -> Any:
         def completed(cached_tokens: int | None) -> None:
             if cached_tokens is not None:
                 self.reports.append((decision.target, decision.matched_tokens, cached_tokens, decision.epoch))

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import InternalError, RoutingAway
@@ -73,9 +74,7 @@ def ask_there(routing: Any, *, key: int, tokens: int = 161) -> RouteRequest:
 async def test_everything_a_decision_goes_by_crosses_the_socket(rig: Any) -> None:
     routing = await rig.routing(A, B, config=COSTED)
     side = await rig.side()
-    asked = ask()
-    asked.session = "chat-1"
-    lease = await side.routing.choose(asked, set())
+    lease = await side.routing.choose(structs.replace(ask(), session="chat-1"), set())
     chosen = lease.placement.prefill.target.worker.id
     told = await side.routing.explain(ask(32, key=7, session="chat-1"))
     bonus = {one["worker"]: one["cost"]["session_ms"] for one in told["candidates"]}

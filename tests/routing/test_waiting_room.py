@@ -56,8 +56,8 @@ class Scene:
             QueueConfig(enabled=True, **queue),
             Metrics(),  # type: ignore[arg-type]
             candidates=lambda: self._answer("candidates", lambda: self.targets),
-            look_up=lambda ask: self._answer("look_up", self._facts),
-            admit=lambda ask, decision: self._answer("admit", self._lease),
+            look_up=lambda request, facts: self._answer("look_up", self._facts),
+            admit=lambda request, leg, facts: self._answer("admit", self._lease),
             clock=lambda: loop.time() + self.skipped,
         )
 
