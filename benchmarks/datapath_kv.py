@@ -17,10 +17,10 @@ from typing import Any
 import structlog
 import zmq.asyncio
 
-from sgl_router.mock.config import Dialect
-from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheCleared
-from sgl_router.mock.profile import EngineProfile
-from sgl_router.mock.publisher import EventPublisher, open_publishers
+from sgl_router.lab.mock_worker.config import Dialect
+from sgl_router.lab.mock_worker.ops import BlocksRemoved, BlocksStored, CacheCleared
+from sgl_router.lab.mock_worker.profile import EngineProfile
+from sgl_router.lab.mock_worker.publisher import EventPublisher, open_publishers
 from sgl_router.tokenization import ModelTokenizer
 
 TRICKLE_SECS = 0.25

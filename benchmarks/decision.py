@@ -33,7 +33,7 @@ from index_work import root_tokens, stored, table
 
 from sgl_router.api.body import parse_chat
 from sgl_router.kv_events import KvIndex
-from sgl_router.kv_events.wire import Frame
+from sgl_router.kv_events.follow.wire import Frame
 from sgl_router.policies import Facts
 from sgl_router.policies.cache_aware import CacheAwareZmq
 from sgl_router.tokenization import ModelTokenizer

@@ -21,7 +21,7 @@ import structlog
 import zmq
 import zmq.asyncio
 
-from sgl_router.kv_events.subscriber import Subscriber, make_context
+from sgl_router.upstream.zmq_subscriber import Subscriber, make_context
 
 
 def publish(pipe: Connection, frames: int, size: int) -> None:

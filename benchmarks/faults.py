@@ -21,7 +21,7 @@ from typing import Any
 
 from faults_rig import MODEL, PLAIN, Router, Script, ScriptedWorker, chat, event_stream, response, router
 
-from sgl_router.mock import MockWorker, MockWorkerConfig
+from sgl_router.lab.mock_worker import MockWorker, MockWorkerConfig
 
 POLICIES = ("cache_aware_zmq", "kv_cost", "power_of_two", "round_robin", "random")
 FULL = {"error": {"message": "The request queue is full.", "code": 503}}

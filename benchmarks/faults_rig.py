@@ -18,7 +18,7 @@ from typing import Any
 
 import aiohttp
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 
 __all__ = ["MODEL", "PLAIN", "Router", "Script", "ScriptedWorker", "chat", "event_stream", "response", "router"]
 

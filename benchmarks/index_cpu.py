@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from index_work import Fleet, Wire, frames, quantile, repeat, root_tokens, share
 
-from sgl_router.kv_events.hashing import DEFAULT_NAMESPACE
-from sgl_router.kv_events.index import _FIRST_PIECE_BLOCKS, _PIECE_BLOCKS, _PIECE_GROWTH
-from sgl_router.kv_events.opening import Opening
-from sgl_router.kv_events.prompt_keys import PromptKeys
-from sgl_router.kv_events.walk import by_slot
-from sgl_router.kv_events.wire import BlockStored, decode_batch, decode_frame
+from sgl_router.kv_events.follow.opening import Opening
+from sgl_router.kv_events.follow.wire import BlockStored, decode_batch, decode_frame
+from sgl_router.kv_events.index.hashing import DEFAULT_NAMESPACE
+from sgl_router.kv_events.index.index import _FIRST_PIECE_BLOCKS, _PIECE_BLOCKS, _PIECE_GROWTH
+from sgl_router.kv_events.index.prompt_keys import PromptKeys
+from sgl_router.kv_events.index.walk import by_slot
 from sgl_router.prompt import Prompt
 
 MAX_BYTES = 64 << 20

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from index_work import median, table
 
-from sgl_router.kv_events.hashing import BlockHasher
+from sgl_router.kv_events.index.hashing import BlockHasher
 
 _SEED, _A, _B, _C = (np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0xD6E8FEB8))
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import zmq
 from index_work import TOPIC, Fleet, frames, median, quantile
 
-from sgl_router.kv_events.pump import EventPump, Feed
-from sgl_router.kv_events.stream import EventStream
-from sgl_router.kv_events.subscriber import Subscriber, make_context
-from sgl_router.kv_events.wire import Event
+from sgl_router.kv_events.follow.pump import EventPump, Feed
+from sgl_router.kv_events.follow.stream import EventStream
+from sgl_router.kv_events.follow.wire import Event
+from sgl_router.upstream.zmq_subscriber import Subscriber, make_context
 
 TURN_BUDGET_SECS = 0.002
 """The router's default."""

@@ -22,8 +22,8 @@ import numpy as np
 from index_memory import resident, trim
 from index_work import median, table
 
-from sgl_router.kv_events.table import HolderTable
-from sgl_router.kv_events.walk import PrefixWalk, by_slot
+from sgl_router.kv_events.index.table import HolderTable
+from sgl_router.kv_events.index.walk import PrefixWalk, by_slot
 
 PIECE = 512
 PROMPTS = 16

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from index_work import BACKGROUND_PIECE, Fleet, encode_batch, median, random_hashes, random_tokens
 
-from sgl_router.kv_events.wire import Tier, decode_batch
+from sgl_router.kv_events.follow.wire import Tier, decode_batch
 
 COLUMNS = (
     "holdings",

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from sgl_router.kv_events.hashing import BlockHasher
-from sgl_router.kv_events.stream import EventStream
-from sgl_router.kv_events.tree import BlockTree
-from sgl_router.kv_events.wire import BlockStored, Tier
+from sgl_router.kv_events.follow.stream import EventStream
+from sgl_router.kv_events.follow.wire import BlockStored, Tier
+from sgl_router.kv_events.index.hashing import BlockHasher
+from sgl_router.kv_events.index.tree import BlockTree
 
 VOCABULARY = 150_000
 BATCH_TOKENS = 2_048

@@ -34,21 +34,21 @@ from pathlib import Path
 from typing import Any
 
 from sgl_router.config import PolicyName
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorkerConfig
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorkerConfig
+from sgl_router.lab.replay.measure import Summary
+from sgl_router.lab.replay.placement import Placement, compare_placements
+from sgl_router.lab.replay.prompts import PromptMaker
+from sgl_router.lab.replay.run import ReplaySettings, run_replay
+from sgl_router.lab.replay.study import Replay
+from sgl_router.lab.replay.words import learn_vocabulary
+from sgl_router.lab.simulate import measure as simulated
+from sgl_router.lab.simulate.catalogue import policy_names
+from sgl_router.lab.simulate.job import jobs_of
+from sgl_router.lab.simulate.simulation import FleetSettings, Outcome, simulate
+from sgl_router.lab.simulate.table import grid
+from sgl_router.lab.simulate.trace import BLOCK_TOKENS, TraceRow, read_trace, scale_rows
+from sgl_router.lab.simulate.workload import WORKLOADS, make_workload
 from sgl_router.observability import configure_logging
-from sgl_router.replay.measure import Summary
-from sgl_router.replay.placement import Placement, compare_placements
-from sgl_router.replay.prompts import PromptMaker
-from sgl_router.replay.run import ReplaySettings, run_replay
-from sgl_router.replay.study import Replay
-from sgl_router.replay.words import learn_vocabulary
-from sgl_router.simulate import measure as simulated
-from sgl_router.simulate.catalogue import policy_names
-from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
-from sgl_router.simulate.table import grid
-from sgl_router.simulate.trace import BLOCK_TOKENS, TraceRow, read_trace, scale_rows
-from sgl_router.simulate.workload import WORKLOADS, make_workload
 from sgl_router.tokenization import ModelTokenizer
 
 MODEL = "mock-model"

@@ -25,13 +25,13 @@ import numpy as np
 from routing_tables import Figures, Passing, ageing_table, fleet_table, routers_table, targets_table
 
 from sgl_router.config import LoadReportsConfig, QueueConfig
-from sgl_router.simulate.bounds import FLOOR, POOLED, floor, pooled
-from sgl_router.simulate.catalogue import QUEUED, without_bounds
-from sgl_router.simulate.job import Job, jobs_of
-from sgl_router.simulate.measure import served_of, summarise
-from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
-from sgl_router.simulate.trace import TraceRow, read_trace
-from sgl_router.simulate.workload import WORKLOADS, make_workload
+from sgl_router.lab.simulate.bounds import FLOOR, POOLED, floor, pooled
+from sgl_router.lab.simulate.catalogue import QUEUED, without_bounds
+from sgl_router.lab.simulate.job import Job, jobs_of
+from sgl_router.lab.simulate.measure import served_of, summarise
+from sgl_router.lab.simulate.simulation import FleetSettings, Outcome, simulate
+from sgl_router.lab.simulate.trace import TraceRow, read_trace
+from sgl_router.lab.simulate.workload import WORKLOADS, make_workload
 
 RATES = (1.0, 1.6, 2.0)
 POLICIES = ("cache_aware_zmq", "dynamo_like", "kv_cost", QUEUED)

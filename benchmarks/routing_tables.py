@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sgl_router.simulate.bounds import FLOOR, POOLED
-from sgl_router.simulate.catalogue import QUEUED
-from sgl_router.simulate.measure import Summary
+from sgl_router.lab.simulate.bounds import FLOOR, POOLED
+from sgl_router.lab.simulate.catalogue import QUEUED
+from sgl_router.lab.simulate.measure import Summary
 
 THRESHOLD, DYNAMO, COST = "cache_aware_zmq", "dynamo_like", "kv_cost"
 OURS = (COST, QUEUED)

@@ -367,7 +367,7 @@ def main() -> int:
     if options.serve_workers:
         asyncio.run(serve_workers(events=not options.no_events))
         return 0
-    from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+    from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 
     workers = subprocess.Popen(
         [sys.executable, __file__, "--serve-workers", *(["--no-events"] if options.no_events else [])],

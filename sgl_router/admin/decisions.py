@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from sgl_router.errors import BadRequest
+from sgl_router.http.answer import send_json
 from sgl_router.routing.views import lease_view
-from sgl_router.server.answer import send_json
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.http.routes import Serve
     from sgl_router.routing import DecisionLog
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.routes import Serve
-    from sgl_router.server.services import Services
+    from sgl_router.services import Services
 
 __all__ = ["MAX_DECISIONS", "decisions_route"]
 

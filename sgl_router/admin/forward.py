@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sgl_router.api.envelope import ERROR_HEADER
 from sgl_router.errors import ConnectFailed, RoutingAway, UpstreamTimeout, UpstreamUnreachable
-from sgl_router.proxy import Deadline, UpstreamPool
+from sgl_router.http.envelope import ERROR_HEADER
+from sgl_router.upstream import Deadline, UpstreamPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sgl_router.descriptors import Descriptors
-    from sgl_router.proxy import Outbound
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Services
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.services import Services
 
 __all__ = ["Forward"]
 

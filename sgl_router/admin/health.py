@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sgl_router.server.answer import send_json
+from sgl_router.http.answer import send_json
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Services
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.services import Services
 
 __all__ = ["serve_liveness", "serve_readiness"]
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from sgl_router.observability.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Services
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.services import Services
 
 __all__ = ["serve_metrics"]
 

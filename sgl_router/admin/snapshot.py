@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from sgl_router.errors import SnapshotBusy
+from sgl_router.http import ClientGone
 from sgl_router.kv_events import KvIndex, encode_snapshot
-from sgl_router.proxy import ClientGone
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.routes import Serve
-    from sgl_router.server.services import Services
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.http.routes import Serve
+    from sgl_router.services import Services
 
 __all__ = ["SNAPSHOT_PATH", "snapshot_route"]
 

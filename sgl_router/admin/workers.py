@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from sgl_router.server.answer import send_json
+from sgl_router.http.answer import send_json
 
 if TYPE_CHECKING:
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
     from sgl_router.kv_events import RankStatus
-    from sgl_router.proxy import Outbound
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Services
+    from sgl_router.services import Services
     from sgl_router.workers import Target, Worker
 
 __all__ = ["serve_workers", "workers_view"]

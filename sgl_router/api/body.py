@@ -10,9 +10,8 @@ from typing import Any
 
 import msgspec
 
+from sgl_router.api.json_slices import kind_of, malformed, read_object
 from sgl_router.errors import BadRequest
-
-from .json_slices import kind_of, malformed, read_object
 
 __all__ = ["JsonObject", "parse_chat", "parse_object", "read_chat", "read_json"]
 

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from sgl_router.api.body import parse_chat, read_chat
+from sgl_router.api.exchange import Endpoint, Exchange
+from sgl_router.api.pipeline import pipeline
 from sgl_router.errors import BadRequest
 from sgl_router.kv_events import DEFAULT_NAMESPACE, Namespace
 from sgl_router.placement import Unmatched
@@ -14,16 +17,11 @@ from sgl_router.routing import RouteRequest
 from sgl_router.routing.conduct import UNRENDERABLE
 from sgl_router.tokenization import InvalidTokenIds, Unrenderable
 
-from .body import parse_chat, read_chat
-from .exchange import Endpoint, Exchange
-from .pipeline import pipeline
-
 if TYPE_CHECKING:
+    from sgl_router.api.body import JsonObject
+    from sgl_router.http import Headers
     from sgl_router.prompt import Prompt
-    from sgl_router.proxy import Headers
-    from sgl_router.server.services import Model
-
-    from .body import JsonObject
+    from sgl_router.services import Model
 
 __all__ = ["is_unrenderable", "route_request", "serve_chat"]
 

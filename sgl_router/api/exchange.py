@@ -6,16 +6,15 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sgl_router.observability import RequestRecord
-from sgl_router.proxy import Relayed
+from sgl_router.upstream import Relayed
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound
+    from sgl_router.api.body import JsonObject
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
     from sgl_router.routing import RouteRequest
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Model, Services
+    from sgl_router.services import Model, Services
     from sgl_router.workers import Worker
-
-    from .body import JsonObject
 
 __all__ = ["Endpoint", "Exchange"]
 

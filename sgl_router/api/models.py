@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from sgl_router.errors import ModelNotFound
-from sgl_router.server.answer import send_json
+from sgl_router.http.answer import send_json
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Model, Services
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.services import Model, Services
 
 __all__ = ["MODELS_PATH", "serve_model", "serve_models"]
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.api.exchange import Endpoint, Exchange
 from sgl_router.errors import (
     ConnectFailed,
     InternalError,
@@ -27,21 +28,20 @@ from sgl_router.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from sgl_router.observability import Outcome
-from sgl_router.observability.outcome import FAILURES
+from sgl_router.http import RANK_HEADER, ClientGone, header_lines
+from sgl_router.http.envelope import error_event, error_response
+from sgl_router.outcome import FAILURES, Outcome
 from sgl_router.placement import Unmatched
-from sgl_router.proxy import RANK_HEADER, ClientGone, Deadline, Relayed, Said, header_lines, relay
-from sgl_router.proxy.retry_after import retry_after_secs
-
-from .envelope import error_event, error_response
-from .exchange import Endpoint, Exchange
+from sgl_router.upstream import Deadline, Relayed, Said, relay
+from sgl_router.upstream.retry_after import retry_after_secs
 
 if TYPE_CHECKING:
-    from sgl_router.proxy import Outbound, UpstreamExchange
+    from sgl_router.http import Outbound
+    from sgl_router.http.request import Inbound
+    from sgl_router.http.routes import Serve
     from sgl_router.routing import Lease
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.routes import Serve
-    from sgl_router.server.services import Services
+    from sgl_router.services import Services
+    from sgl_router.upstream import UpstreamExchange
     from sgl_router.workers import Target
 
 __all__ = ["STEPS", "pipeline"]

@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from sgl_router.api.body import JsonObject, read_json
+from sgl_router.api.json_slices import READ_BYTES
 from sgl_router.errors import BadRequest, RouterError
-from sgl_router.proxy import Outbound
+from sgl_router.http import Outbound
+from sgl_router.http.envelope import error_response
 from sgl_router.tokenization import TokenizeBadRequest, Unrenderable, detokenize_request, tokenize_request
 
-from .body import JsonObject, read_json
-from .envelope import error_response
-from .json_slices import READ_BYTES
-
 if TYPE_CHECKING:
-    from sgl_router.server.inbound import Inbound
-    from sgl_router.server.services import Services
+    from sgl_router.http.request import Inbound
+    from sgl_router.services import Services
     from sgl_router.tokenization import ModelTokenizer
 
 __all__ = ["serve_detokenize", "serve_tokenize"]

@@ -10,6 +10,8 @@ import socket
 import sys
 
 from sgl_router import signals
+from sgl_router.cli.drive import Workload, drive
+from sgl_router.cli.serve import new_event_loop
 from sgl_router.config import (
     Config,
     DiscoveryConfig,
@@ -20,13 +22,10 @@ from sgl_router.config import (
     ServerConfig,
     StaticUrlsConfig,
 )
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig
 from sgl_router.observability import configure_logging
-from sgl_router.server.daemon import Daemon, StartupError
+from sgl_router.runtime.daemon import Daemon, StartupError
 from sgl_router.workers import worker_id
-
-from .drive import Workload, drive
-from .serve import new_event_loop
 
 __all__ = ["run_demo"]
 

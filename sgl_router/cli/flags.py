@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sgl_router.simulate.trace import TraceRow
+    from sgl_router.lab.simulate.trace import TraceRow
 
 __all__ = [
     "Workload",
@@ -135,7 +135,7 @@ class Workload:
 
 def read_workload(options: argparse.Namespace) -> Workload:
     """What `--trace` or `--workload` names. Raises TraceError, ValueError, OSError."""
-    from sgl_router.simulate.trace import scale_rows
+    from sgl_router.lab.simulate.trace import scale_rows
 
     block = options.block_size * options.token_scale
     if block.denominator != 1:
@@ -150,8 +150,8 @@ def read_workload(options: argparse.Namespace) -> Workload:
 
 
 def _rows(options: argparse.Namespace) -> tuple[str, list[TraceRow]]:
-    from sgl_router.simulate.trace import BLOCK_TOKENS, read_trace
-    from sgl_router.simulate.workload import WORKLOADS, make_workload
+    from sgl_router.lab.simulate.trace import BLOCK_TOKENS, read_trace
+    from sgl_router.lab.simulate.workload import WORKLOADS, make_workload
 
     if (options.trace is None) == (options.workload is None):
         raise ValueError("--trace FILE or --workload NAME is required, and only one of them")

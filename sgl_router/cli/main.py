@@ -22,7 +22,7 @@ _EPILOG = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the value is the exit status."""
     parser = _parser()
-    from .gateway_flags import explain_flags
+    from sgl_router.cli.gateway_flags import explain_flags
 
     foreign = explain_flags(sys.argv[1:] if argv is None else argv)
     if foreign is not None:
@@ -38,24 +38,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if options.command == "demo":
-        from .demo import run_demo
+        from sgl_router.cli.demo import run_demo
 
         return run_demo(options)
     if options.command == "mock-worker":
-        from sgl_router.mock.cli import run
+        from sgl_router.lab.mock_worker.cli import run
 
         return run(options)
     if options.command == "simulate":
-        from .simulate import run_simulate
+        from sgl_router.cli.simulate import run_simulate
 
         return run_simulate(options)
     if options.command == "replay":
-        from .replay import run_replay_command
+        from sgl_router.cli.replay import run_replay_command
 
         return run_replay_command(options)
     if options.router_config is None:
         parser.error("--config FILE is required (or a command: demo, mock-worker, simulate, replay)")
-    from .serve import check, serve
+    from sgl_router.cli.serve import check, serve
 
     return check(options.router_config) if options.check else serve(options.router_config)
 
@@ -77,15 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="mock workers and a router on this machine, no GPU, no download")
     _add_demo_arguments(demo)
     worker = commands.add_parser("mock-worker", help="one mock SGLang worker that speaks the real protocols")
-    from sgl_router.mock.cli import add_arguments
+    from sgl_router.lab.mock_worker.cli import add_arguments
 
     add_arguments(worker)
     simulation = commands.add_parser("simulate", help="how policies would do on a trace of requests, without workers")
-    from .simulate import add_arguments as add_simulate_arguments
+    from sgl_router.cli.simulate import add_arguments as add_simulate_arguments
 
     add_simulate_arguments(simulation)
-    from .replay import DESCRIPTION
-    from .replay import add_arguments as add_replay_arguments
+    from sgl_router.cli.replay import DESCRIPTION
+    from sgl_router.cli.replay import add_arguments as add_replay_arguments
 
     replay = commands.add_parser(
         "replay",

@@ -10,14 +10,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bar import Bar
-from .flags import above_zero, add_flag, add_workload_flags, count, duration, read_workload
+from sgl_router.cli.bar import Bar
+from sgl_router.cli.flags import above_zero, add_flag, add_workload_flags, count, duration, read_workload
 
 if TYPE_CHECKING:
-    from sgl_router.replay.prompts import PromptMaker
-    from sgl_router.replay.run import ReplaySettings
-    from sgl_router.replay.sender import Sender
-    from sgl_router.replay.study import Reading, Replay
+    from sgl_router.lab.replay.prompts import PromptMaker
+    from sgl_router.lab.replay.run import ReplaySettings
+    from sgl_router.lab.replay.sender import Sender
+    from sgl_router.lab.replay.study import Reading, Replay
 
 __all__ = ["DESCRIPTION", "add_arguments", "run_replay_command"]
 
@@ -80,8 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_replay_command(options: argparse.Namespace) -> int:
     """Replay and report. 1 where nothing was answered or a file cannot be written, 2 for a question that makes no
     sense, 130 after Ctrl-C."""
-    from sgl_router.replay.study import read_other
-    from sgl_router.simulate.trace import TraceError
+    from sgl_router.lab.replay.study import read_other
+    from sgl_router.lab.simulate.trace import TraceError
     from sgl_router.tokenization import TokenizerLoadError
 
     other: Reading | None = None
@@ -107,8 +107,8 @@ def run_replay_command(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> ReplaySettings:
-    from sgl_router.replay.client import base_url
-    from sgl_router.replay.run import ReplaySettings
+    from sgl_router.lab.replay.client import base_url
+    from sgl_router.lab.replay.run import ReplaySettings
 
     try:
         url = base_url(options.url)
@@ -147,10 +147,10 @@ def _announcement(settings: ReplaySettings) -> str:
 
 
 def _prompt_maker(options: argparse.Namespace, block_tokens: int) -> PromptMaker:
-    from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+    from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
+    from sgl_router.lab.replay.prompts import PromptMaker
+    from sgl_router.lab.replay.words import learn_vocabulary
     from sgl_router.observability import configure_logging
-    from sgl_router.replay.prompts import PromptMaker
-    from sgl_router.replay.words import learn_vocabulary
     from sgl_router.tokenization import ModelTokenizer
 
     configure_logging("warning", "text")
@@ -178,10 +178,9 @@ def _scale_that_works(block_size: int, head: int) -> Fraction | None:
 
 
 def _run(settings: ReplaySettings, maker: PromptMaker) -> Replay | None:
-    from sgl_router.replay.client import ServerProblem
-    from sgl_router.replay.run import run_replay
-
-    from .serve import new_event_loop
+    from sgl_router.cli.serve import new_event_loop
+    from sgl_router.lab.replay.client import ServerProblem
+    from sgl_router.lab.replay.run import run_replay
 
     bar = Bar() if sys.stderr.isatty() else None
 
@@ -203,7 +202,7 @@ def _run(settings: ReplaySettings, maker: PromptMaker) -> Replay | None:
 
 def _report(options: argparse.Namespace, replay: Replay, other: Reading | None) -> bool:
     """Whether every file could be written."""
-    from sgl_router.replay.table import format_comparison, format_replay
+    from sgl_router.lab.replay.table import format_comparison, format_replay
 
     written = True
     try:
@@ -221,12 +220,12 @@ def _write(options: argparse.Namespace, replay: Replay, other: Reading | None) -
     if options.json is not None:
         import msgspec
 
-        from sgl_router.replay.study import as_json
+        from sgl_router.lab.replay.study import as_json
 
         encoded = msgspec.json.encode(as_json(replay, per_request=options.per_request))
         Path(options.json).write_bytes(msgspec.json.format(encoded, indent=2))
     if options.html is not None:
-        from sgl_router.replay.report import render_report
+        from sgl_router.lab.replay.report import render_report
 
         Path(options.html).write_text(render_report(replay, other), encoding="utf-8")
 

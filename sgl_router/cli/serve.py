@@ -55,11 +55,11 @@ def serve(path: str) -> int:
     if loaded is None:
         return EXIT_CONFIG
     if loaded.config.server.processes > 1:
-        from sgl_router.processes.supervisor import supervise
+        from sgl_router.runtime.supervisor import supervise
 
         return supervise(loaded.config)
     from sgl_router.observability import configure_logging
-    from sgl_router.server.daemon import Daemon, StartupError
+    from sgl_router.runtime.daemon import Daemon, StartupError
 
     configure_logging(loaded.config.observability.log_level, loaded.config.observability.log_format)
     daemon = Daemon(loaded.config)

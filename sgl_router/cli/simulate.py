@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .bar import Bar
-from .flags import above_zero, add_flag, add_workload_flags, count, natural, read_workload, zero_or_more
+from sgl_router.cli.bar import Bar
+from sgl_router.cli.flags import above_zero, add_flag, add_workload_flags, count, natural, read_workload, zero_or_more
 
 if TYPE_CHECKING:
     from sgl_router.config import ModelConfig
-    from sgl_router.simulate.simulation import FleetSettings
-    from sgl_router.simulate.study import Study
+    from sgl_router.lab.simulate.simulation import FleetSettings
+    from sgl_router.lab.simulate.study import Study
 
 __all__ = ["add_arguments", "run_simulate"]
 
@@ -75,10 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_simulate(options: argparse.Namespace) -> int:
     """Simulate and report. 1 where a file cannot be written, 2 for a question that makes no sense."""
     from sgl_router.config import ConfigError
-    from sgl_router.simulate.catalogue import policy_names
-    from sgl_router.simulate.study import run_study
-    from sgl_router.simulate.table import format_study
-    from sgl_router.simulate.trace import TraceError
+    from sgl_router.lab.simulate.catalogue import policy_names
+    from sgl_router.lab.simulate.study import run_study
+    from sgl_router.lab.simulate.table import format_study
+    from sgl_router.lab.simulate.trace import TraceError
 
     policies = options.policy or policy_names()
     unknown = [name for name in policies if name not in policy_names()]
@@ -129,7 +129,7 @@ def run_simulate(options: argparse.Namespace) -> int:
 def _model(options: argparse.Namespace) -> ModelConfig | None:
     """Whose settings the product's policies have. Raises ConfigError, ValueError."""
     from sgl_router.config import load_config
-    from sgl_router.simulate.catalogue import without_bounds
+    from sgl_router.lab.simulate.catalogue import without_bounds
 
     model: ModelConfig | None = None
     if options.config is not None:
@@ -145,7 +145,7 @@ def _model(options: argparse.Namespace) -> ModelConfig | None:
 
 
 def _settings(options: argparse.Namespace, block_tokens: int) -> FleetSettings:
-    from sgl_router.simulate.simulation import FleetSettings
+    from sgl_router.lab.simulate.simulation import FleetSettings
 
     return FleetSettings(
         workers=options.workers,
@@ -168,12 +168,12 @@ def _write(options: argparse.Namespace, study: Study) -> None:
     if options.json is not None:
         import msgspec
 
-        from sgl_router.simulate.study import as_json
+        from sgl_router.lab.simulate.study import as_json
 
         encoded = msgspec.json.encode(as_json(study, per_request=options.per_request))
         Path(options.json).write_bytes(msgspec.json.format(encoded, indent=2))
     if options.html is not None:
-        from sgl_router.simulate.report import render_report
+        from sgl_router.lab.simulate.report import render_report
 
         Path(options.html).write_text(render_report(study), encoding="utf-8")
 

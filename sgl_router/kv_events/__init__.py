@@ -1,16 +1,16 @@
 """KV-cache events: from the workers' sockets to an exact index of who holds which prefix."""
 
-from .expectation import Expectation
-from .hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
-from .index import KvIndex, RankStatus
-from .matched import MatchedPrefix, PromptMatch
-from .snapshot import SnapshotDecoder, decode_snapshot, encode_snapshot
-from .snapshot_records import Snapshot, SnapshotError
-from .stream import EventStream, FrameOutcome, StreamState, Untrust
-from .tree import BlockTree
-from .warm import SnapshotOutcome
-from .wire import DecodeFailure, Tier, WireError, decode_batch, decode_frame
-from .witness import Sent
+from sgl_router.kv_events.follow.stream import EventStream, FrameOutcome, StreamState, Untrust
+from sgl_router.kv_events.follow.wire import DecodeFailure, Tier, WireError, decode_batch, decode_frame
+from sgl_router.kv_events.index.expectation import Expectation
+from sgl_router.kv_events.index.hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
+from sgl_router.kv_events.index.index import KvIndex, RankStatus
+from sgl_router.kv_events.index.matched import MatchedPrefix, PromptMatch
+from sgl_router.kv_events.index.tree import BlockTree
+from sgl_router.kv_events.index.witness import Sent
+from sgl_router.kv_events.snapshot.records import Snapshot, SnapshotError
+from sgl_router.kv_events.snapshot.restore import SnapshotOutcome
+from sgl_router.kv_events.snapshot.snapshot import SnapshotDecoder, decode_snapshot, encode_snapshot
 
 __all__ = [
     "DEFAULT_NAMESPACE",

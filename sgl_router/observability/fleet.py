@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from sgl_router.kv_events import DecodeFailure, StreamState
-from sgl_router.kv_events.repair import RepairOutcome
+from sgl_router.kv_events.follow.repair import RepairOutcome
 from sgl_router.workers import BreakerState, HealthState, WorkerMode
 
 if TYPE_CHECKING:

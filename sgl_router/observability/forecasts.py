@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from sgl_router.loads import LoadWatch
+    from sgl_router.load.reports import LoadWatch
     from sgl_router.workers import WorkerRegistry
 
 __all__ = ["ForecastCollector"]

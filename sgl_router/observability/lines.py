@@ -14,8 +14,8 @@ import msgspec
 from sgl_router.placement import LOG_FIELDS, LOG_FIRST
 
 if TYPE_CHECKING:
-    from .record import RequestRecord
-    from .sink import LineSink
+    from sgl_router.observability.record import RequestRecord
+    from sgl_router.observability.sink import LineSink
 
 __all__ = ["JsonLines", "TextLines"]
 

@@ -11,8 +11,8 @@ from typing import Any, TextIO, cast
 import msgspec
 import structlog
 
-from .lines import JsonLines, TextLines
-from .sink import LineSink
+from sgl_router.observability.lines import JsonLines, TextLines
+from sgl_router.observability.sink import LineSink
 
 __all__ = ["configure_logging", "flush_logs", "take_lost_lines"]
 

@@ -11,10 +11,9 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from sgl_router.errors import ErrorCode
-
-from .fleet import FleetCollector
-from .instruments import Counter, Gauge, Histogram, Levels, Spread
-from .logs import take_lost_lines
+from sgl_router.observability.fleet import FleetCollector
+from sgl_router.observability.instruments import Counter, Gauge, Histogram, Levels, Spread
+from sgl_router.observability.logs import take_lost_lines
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import KvIndex

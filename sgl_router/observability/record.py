@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from sgl_router.observability import logs
+from sgl_router.outcome import Outcome
 from sgl_router.placement import LOG_FIELDS, LOG_FIRST
-
-from . import logs
-from .outcome import Outcome
 
 if TYPE_CHECKING:
     from sgl_router.errors import RouterError
+    from sgl_router.observability.metrics import Metrics
     from sgl_router.placement import Placement
-
-    from .metrics import Metrics
 
 __all__ = ["RequestRecord"]
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from . import logs
-from .outcome import Outcome
+from sgl_router.observability import logs
+from sgl_router.outcome import Outcome
 
 if TYPE_CHECKING:
     from sgl_router.errors import RouterError

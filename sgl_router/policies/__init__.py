@@ -1,4 +1,4 @@
-"""Choosing: policies over facts, and the load they look at."""
+"""Choosing: what is known of a request and its candidates in, a leg out. Pure."""
 
 from __future__ import annotations
 
@@ -7,27 +7,22 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .active_load import ActiveLoad, LoadGuard
-from .base import CostModel, Facts, LoadPolicy, Policy, least_loaded
-from .cache_aware import CacheAwareZmq
-from .cost import Costs
-from .janitor import Janitor
-from .kv_cost import KvCost
-from .load import PowerOfTwo, RandomChoice, RoundRobin
+from sgl_router.policies.base import CostModel, Facts, LoadPolicy, Policy, least_loaded
+from sgl_router.policies.cache_aware import CacheAwareZmq
+from sgl_router.policies.cost import Costs
+from sgl_router.policies.kv_cost import KvCost
+from sgl_router.policies.load_only import PowerOfTwo, RandomChoice, RoundRobin
 
 if TYPE_CHECKING:
     from sgl_router.config import ModelConfig
     from sgl_router.workers import Target
 
 __all__ = [
-    "ActiveLoad",
     "CacheAwareZmq",
     "CostModel",
     "Costs",
     "Facts",
-    "Janitor",
     "KvCost",
-    "LoadGuard",
     "LoadPolicy",
     "Policy",
     "PowerOfTwo",

@@ -11,10 +11,9 @@ import msgspec
 if TYPE_CHECKING:
     from sgl_router.kv_events import PromptMatch
     from sgl_router.placement import Leg, Unmatched
+    from sgl_router.policies.cost import Costs
+    from sgl_router.policies.load_snapshot import Standing
     from sgl_router.workers import Target
-
-    from .cost import Costs
-    from .standing import Standing
 
 __all__ = ["CostModel", "Facts", "LoadPolicy", "Policy", "least_loaded"]
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
-
-from .base import Facts, LoadPolicy, least_loaded
+from sgl_router.policies.base import Facts, LoadPolicy, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target

@@ -9,8 +9,7 @@ from sgl_router.placement import CandidateCost
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import MatchedPrefix
-
-    from .standing import Standing
+    from sgl_router.policies.load_snapshot import Standing
 
 __all__ = ["Costs"]
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from sgl_router.placement import DecisionReason, Leg
-
-from .base import CostModel, Facts, least_loaded
-from .cost import Costs
-from .pressure import Pressure
-from .sessions import Sessions
-from .standing import Standing
+from sgl_router.policies.base import CostModel, Facts, least_loaded
+from sgl_router.policies.cost import Costs
+from sgl_router.policies.load_snapshot import Standing
+from sgl_router.policies.pressure import Pressure
+from sgl_router.policies.sessions import Sessions
 
 if TYPE_CHECKING:
     from sgl_router.config import KvCostConfig

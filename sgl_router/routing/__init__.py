@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .decision_log import DecisionLog
-from .lease import Lease, Routing
-from .local import LocalRouting
-from .request import RouteRequest
+from sgl_router.routing.decision_log import DecisionLog
+from sgl_router.routing.lease import Lease, Routing
+from sgl_router.routing.local import LocalRouting
+from sgl_router.routing.request import RouteRequest
 
 __all__ = ["DecisionLog", "Lease", "LocalRouting", "RouteRequest", "Routing"]

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from sgl_router.observability.outcome import FAILURES, Outcome
+from sgl_router.outcome import FAILURES, Outcome
 from sgl_router.placement import Unmatched
 from sgl_router.workers.odd_one_out import OddOneOut
 from sgl_router.workers.suspects import Blame, Suspects

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .local_lease import LocalLease
+    from sgl_router.routing.local_lease import LocalLease
 
 __all__ = ["DecisionLog"]
 

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from sgl_router.observability import Outcome
+    from sgl_router.outcome import Outcome
     from sgl_router.placement import Placement
+    from sgl_router.routing.request import RouteRequest
     from sgl_router.workers import Worker
-
-    from .request import RouteRequest
 
 __all__ = ["Lease", "Routing"]
 

@@ -11,22 +11,21 @@ from msgspec import structs
 
 from sgl_router.placement import Placement, Unmatched
 from sgl_router.policies import Facts
-
-from .conduct import Conduct
-from .decision_log import DecisionLog
-from .local_lease import LegLease, LocalLease
-from .views import explanation_view
-from .waiting_room import WaitingRoom
+from sgl_router.routing.conduct import Conduct
+from sgl_router.routing.decision_log import DecisionLog
+from sgl_router.routing.dispatcher import WaitingRoom
+from sgl_router.routing.local_lease import LegLease, LocalLease
+from sgl_router.routing.views import explanation_view
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
     from sgl_router.kv_events import KvIndex, PromptMatch
+    from sgl_router.load import ActiveLoad
     from sgl_router.observability import Metrics
     from sgl_router.placement import Leg
-    from sgl_router.policies import ActiveLoad, Policy
+    from sgl_router.policies import Policy
+    from sgl_router.routing.request import RouteRequest
     from sgl_router.workers import Permit, Target, Worker, WorkerRegistry
-
-    from .request import RouteRequest
 
 __all__ = ["Later", "LocalRouting"]
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sgl_router.observability.outcome import Outcome
+from sgl_router.outcome import Outcome
+from sgl_router.routing.conduct import UNRENDERABLE, Conduct, End
 from sgl_router.workers import BreakerState
-
-from .conduct import UNRENDERABLE, Conduct, End
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import Expectation, Sent
+    from sgl_router.load import LoadGuard
     from sgl_router.placement import Leg, Placement
-    from sgl_router.policies import LoadGuard
+    from sgl_router.routing.local import LocalRouting
     from sgl_router.workers import Permit
-
-    from .local import LocalRouting
 
 __all__ = ["LegLease", "LocalLease"]
 

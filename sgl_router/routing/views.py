@@ -13,9 +13,8 @@ from sgl_router.workers import BreakerState, HealthState, WorkerMode
 if TYPE_CHECKING:
     from sgl_router.kv_events import PromptMatch
     from sgl_router.placement import CandidateCost, Leg
+    from sgl_router.routing.local_lease import LocalLease
     from sgl_router.workers import Target, Worker
-
-    from .local_lease import LocalLease
 
 __all__ = ["explanation_view", "lease_view"]
 

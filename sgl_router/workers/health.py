@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import aiohttp
 
-from sgl_router.workers.fault import WorkerFault
-from sgl_router.workers.http import FetchError, fetch
+from sgl_router.upstream.control import FetchError, fetch
+from sgl_router.upstream.fault import WorkerFault
 from sgl_router.workers.worker import HealthState
 
 __all__ = ["HealthTracker", "Probe", "ProbeResult"]

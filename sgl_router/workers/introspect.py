@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import aiohttp
 
-from sgl_router.workers.fault import WorkerFault
-from sgl_router.workers.http import FetchError, Reply, fetch
+from sgl_router.upstream.control import FetchError, Reply, fetch
+from sgl_router.upstream.fault import WorkerFault
 from sgl_router.workers.info import WorkerInfo
 from sgl_router.workers.server_info import IntrospectionError, parse_model_list, parse_server_info
 

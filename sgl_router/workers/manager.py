@@ -14,12 +14,12 @@ import structlog
 
 from sgl_router.config.urls import normalise_url
 from sgl_router.discovery.base import Discovery, DiscoveryEvent, ModeChanged, Removed
+from sgl_router.upstream.control import control_session
 from sgl_router.workers.backoff import Backoff
 from sgl_router.workers.breaker import CircuitBreaker
-from sgl_router.workers.http import control_session
 from sgl_router.workers.info import WorkerInfo
+from sgl_router.workers.monitor import ModelBinding, PendingWorker, SupervisorSettings, WorkerSupervisor
 from sgl_router.workers.registry import WorkerRegistry
-from sgl_router.workers.supervisor import ModelBinding, PendingWorker, SupervisorSettings, WorkerSupervisor
 from sgl_router.workers.worker import Worker
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from sgl_router.discovery.base import WorkerMode
+from sgl_router.upstream.fault import WorkerFault
 from sgl_router.workers.addresses import is_dialable, is_loopback, is_wildcard, split_tcp, url_host
-from sgl_router.workers.fault import WorkerFault
 from sgl_router.workers.info import WorkerInfo
 from sgl_router.workers.kv_source import KvEventSource
 

@@ -14,7 +14,7 @@ from sgl_router.workers.info import WorkerInfo
 from sgl_router.workers.refusals import Refusals
 
 if TYPE_CHECKING:
-    from sgl_router.workers.forecast import Forecast
+    from sgl_router.load.backlog import Forecast
 
 __all__ = ["HealthState", "Target", "Worker", "WorkerInfo", "WorkerMode", "WorkerStats", "worker_id"]
 

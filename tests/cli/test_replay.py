@@ -17,7 +17,7 @@ import pytest
 
 from sgl_router.cli.flags import duration
 from sgl_router.cli.main import main
-from sgl_router.mock import MockWorker, MockWorkerConfig
+from sgl_router.lab.mock_worker import MockWorker, MockWorkerConfig
 
 TRACE = "\n".join(
     json.dumps({"timestamp": 10 * number, "input_length": 1025, "output_length": 32, "hash_ids": [0, 1, 10 + number]})
@@ -223,7 +223,8 @@ def test_help_loads_nothing_heavy() -> None:
         "from sgl_router.cli.main import main\n"
         "try:\n    main(['replay', '--help'])\n"
         "except SystemExit as leaving:\n    assert not leaving.code\n"
-        "heavy = {'numpy', 'zmq', 'aiohttp', 'transformers', 'yaml', 'sgl_router.replay', 'sgl_router.simulate'}\n"
+        "heavy = {'numpy', 'zmq', 'aiohttp', 'transformers', 'yaml'}\n"
+        "heavy |= {'sgl_router.lab.replay', 'sgl_router.lab.simulate'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

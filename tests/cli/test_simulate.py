@@ -171,7 +171,7 @@ def test_ctrl_c_is_130_and_wipes_the_bar(capsys, monkeypatch: pytest.MonkeyPatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr("sgl_router.simulate.study.run_study", interrupted)
+    monkeypatch.setattr("sgl_router.lab.simulate.study.run_study", interrupted)
     assert main(["simulate", "--workload", "unique", "--limit", "8"]) == 130
     assert capsys.readouterr().err.endswith(" \r")
 
@@ -203,7 +203,7 @@ def test_help_loads_nothing_heavy() -> None:
         "try:\n    main(['simulate', '--help'])\n"
         "except SystemExit as leaving:\n    assert not leaving.code\n"
         "heavy = {'numpy', 'zmq', 'aiohttp', 'transformers', 'yaml', 'xxhash', 'sgl_router.policies',"
-        " 'sgl_router.simulate'}\n"
+        " 'sgl_router.lab.simulate'}\n"
         "print('loaded:', sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)

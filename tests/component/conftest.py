@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from sgl_router.config import Config, parse_config
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
-from sgl_router.server.daemon import Daemon
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.runtime.daemon import Daemon
 from sgl_router.tokenization import ModelTokenizer
 from sgl_router.tokenization import tokenizer as tokenizer_module
 from sgl_router.tokenization.encoders import choose_encoder

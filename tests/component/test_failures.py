@@ -244,7 +244,7 @@ async def test_a_worker_still_booting_is_waited_for(rig) -> None:
     assert answer.status == 503
     assert "no worker registered" in answer.json["reasons"][0]
     assert (await fleet.ask()).error["code"] == "no_healthy_workers"
-    from sgl_router.mock import MockWorker, MockWorkerConfig
+    from sgl_router.lab.mock_worker import MockWorker, MockWorkerConfig
 
     async with MockWorker(MockWorkerConfig(model_id="mock-model", port=port)):
         await fleet.until(lambda: not fleet.services.unready(), "the worker is found")
@@ -252,6 +252,6 @@ async def test_a_worker_still_booting_is_waited_for(rig) -> None:
 
 
 def model(**breaker: float) -> dict[str, object]:
-    from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+    from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 
     return {"id": "mock-model", "tokenizer_path": EMBEDDED_TOKENIZER_PATH, "circuit_breaker": breaker}

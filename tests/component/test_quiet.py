@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.kv_events import quiet
-from sgl_router.kv_events.quiet import QuietOutcome
+from sgl_router.kv_events.follow import tail_gap as quiet
+from sgl_router.kv_events.follow.tail_gap import QuietOutcome
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
 SOON = {"quiet_check_secs": 0.1}

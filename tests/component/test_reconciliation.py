@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import structlog
 
-from sgl_router.kv_events import witness
-from sgl_router.kv_events.agreement import Prediction, Verdict
+from sgl_router.kv_events.index import witness
+from sgl_router.kv_events.index.agreement import Prediction, Verdict
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
 

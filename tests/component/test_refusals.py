@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sgl_router.mock.faults import FaultScope
+from sgl_router.lab.mock_worker.faults import FaultScope
 from sgl_router.workers import BreakerState
 
 NULL_TOOLS = {"chat_template_kwargs": {"tools": None}}

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from sgl_router.kv_events import DecodeFailure, Namespace
-from sgl_router.kv_events.replay import ReplayEnd
+from sgl_router.kv_events.follow.replay import ReplayEnd
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
 

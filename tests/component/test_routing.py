@@ -177,7 +177,7 @@ async def test_the_official_client_streams(rig) -> None:
 
 
 def _tokenizer() -> str:
-    from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+    from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 
     return EMBEDDED_TOKENIZER_PATH
 

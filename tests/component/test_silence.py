@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from sgl_router.kv_events import silence
+from sgl_router.kv_events.index import silence
 
 LONG = "a prompt that is longer than a page of the cache, with words that no other prompt has "
 WARNING = "worker serves prompts and publishes no cache events"

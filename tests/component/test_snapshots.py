@@ -14,9 +14,9 @@ import structlog
 
 from sgl_router.config import Config
 from sgl_router.kv_events import Namespace, Untrust, decode_snapshot
-from sgl_router.server import snapshot_keeper
-from sgl_router.server.daemon import Daemon
-from sgl_router.server.snapshot_keeper import SnapshotKeeper
+from sgl_router.runtime import snapshot_keeper
+from sgl_router.runtime.daemon import Daemon
+from sgl_router.runtime.snapshot_keeper import SnapshotKeeper
 
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4
 

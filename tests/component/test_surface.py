@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 
 CHAT = "/v1/chat/completions"
 

@@ -12,8 +12,8 @@ import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
-from sgl_router.server.token_check import TokenCheck, TokenOutcome
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
+from sgl_router.runtime.tokenizer_parity import TokenCheck, TokenOutcome
 from sgl_router.tokenization import ModelTokenizer
 from sgl_router.workers import Worker, WorkerInfo
 
@@ -154,7 +154,7 @@ def ours(monkeypatch) -> None:
     async def tokens(tokenizer: object, body: object) -> dict[str, Any]:
         return {"tokens": [1, 2, 3]}
 
-    monkeypatch.setattr("sgl_router.server.token_check.tokenize_request", tokens)
+    monkeypatch.setattr("sgl_router.runtime.tokenizer_parity.tokenize_request", tokens)
 
 
 def json(value: str, status: int = 200) -> web.Response:

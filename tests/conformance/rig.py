@@ -13,13 +13,14 @@ from typing import Any
 
 from sgl_router.config import Config, parse_config
 from sgl_router.descriptors import Descriptors
+from sgl_router.http.limits import HttpLimits
+from sgl_router.http.routes import Route, Routes
+from sgl_router.http.server import HttpServer
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics
-from sgl_router.server.http.limits import HttpLimits
-from sgl_router.server.http.server import HttpServer
-from sgl_router.server.routes import Route, Routes
-from sgl_router.server.services import InFlight
-from sgl_router.server.surface import probe_routes
+from sgl_router.runtime.accounting import Accounting
+from sgl_router.runtime.surface import probe_routes
+from sgl_router.services import InFlight
 from sgl_router.workers import WorkerRegistry
 
 MAX_BODY = 4096
@@ -79,7 +80,7 @@ class Rig:
         routes = routes or {ECHO: self._echo, STREAM: self._stream}
         data = [Route(path, POST=serve) for path, serve in routes.items()]
         self.routes = Routes([*data, *probe_routes()])
-        self.server: Any = HttpServer(self.services, limits)
+        self.server: Any = HttpServer(self.services, Accounting(self.services), limits)
         self.address = ("127.0.0.1", 0)
 
     async def _echo(self, services: Any, inbound: Any, out: Any) -> None:

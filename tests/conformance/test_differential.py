@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.errors import RouterError
-from sgl_router.server.http.chunked import ChunkedDecoder
-from sgl_router.server.http.head import read_head
+from sgl_router.http.chunked import ChunkedDecoder
+from sgl_router.http.head import read_head
 from tests.conformance.case import HOST
 from tests.conformance.mutation import CHUNKED_BODIES, MESSAGES, OPERATIONS, TOKENS, edited, random_edits
 

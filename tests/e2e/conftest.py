@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
 
 MODEL = "mock-model"
 CHAT = "/v1/chat/completions"

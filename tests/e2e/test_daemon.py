@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 
 MODEL = "mock-model"
 

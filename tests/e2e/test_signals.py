@@ -82,7 +82,7 @@ async def test_sigusr1_tells_where_every_process_stands(
     await router.until(lambda: len(router.said("SIGUSR1: where tasks")) == dumps, "each process has told")
 
     def carrying() -> list[dict[str, Any]]:
-        return [one for one in router.said("tasks stand here") if "sgl_router.proxy.pool:" in one["stack"]]
+        return [one for one in router.said("tasks stand here") if "sgl_router.upstream.pool:" in one["stack"]]
 
     await router.until(lambda: sum(one["tasks"] for one in carrying()) == 20, "the requests are among it")
     assert all("sgl_router.api.pipeline:" in one["stack"] for one in carrying())

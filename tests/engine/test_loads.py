@@ -13,7 +13,7 @@ import pytest
 from conftest import RANKED_KEY
 from kit.engine import MODEL, Engine
 
-from sgl_router.loads import LoadOutcome, LoadReport, LoadSource, LoadWatch
+from sgl_router.load.reports import LoadOutcome, LoadReport, LoadSource, LoadWatch
 from sgl_router.workers import Target, Worker, WorkerRegistry, introspect
 
 REQUESTS = 12

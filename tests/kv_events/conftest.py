@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, FrameOutcome, Namespace, WireError, decode_batch
-from sgl_router.kv_events.prompt_keys import PromptKeys
-from sgl_router.kv_events.stream import Remark
-from sgl_router.kv_events.walk import depth_of
-from sgl_router.kv_events.wire import Frame
+from sgl_router.kv_events.follow.stream import Remark
+from sgl_router.kv_events.follow.wire import Frame
+from sgl_router.kv_events.index.prompt_keys import PromptKeys
+from sgl_router.kv_events.index.walk import depth_of
 from sgl_router.prompt import Prompt
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from sgl_router.kv_events.agreement import Agreement, Prediction, Verdict
+from sgl_router.kv_events.index.agreement import Agreement, Prediction, Verdict
 
 PAGE = 16
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from sgl_router.kv_events import Namespace
-from sgl_router.kv_events.bound import MemoryBound
-from sgl_router.kv_events.prompt_keys import PromptKeys
-from sgl_router.kv_events.pump import EventPump, Feed
+from sgl_router.kv_events.follow.pump import EventPump, Feed
+from sgl_router.kv_events.index.eviction import MemoryBound
+from sgl_router.kv_events.index.prompt_keys import PromptKeys
 from sgl_router.prompt import Prompt
 
 encode = msgspec.msgpack.encode

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sgl_router.kv_events.coverage import Coverage, CoverageChange
+from sgl_router.kv_events.index.coverage import Coverage, CoverageChange
 
 
 def test_what_was_known_is_no_news() -> None:

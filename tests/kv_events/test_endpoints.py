@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sgl_router.kv_events.endpoints import Endpoints
+from sgl_router.kv_events.follow.endpoints import Endpoints
 
 
 def test_an_endpoint_named_twice_is_shared_until_one_goes() -> None:

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 import pytest
 
-from sgl_router.kv_events.expectation import Expectations
-from sgl_router.kv_events.tree import BlockTree
+from sgl_router.kv_events.index.expectation import Expectations
+from sgl_router.kv_events.index.tree import BlockTree
 
 
 class Counted(list[int]):

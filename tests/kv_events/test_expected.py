@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.kv_events.expected import STRIDE, ExpectedBlocks, landmarks
+from sgl_router.kv_events.index.expected import STRIDE, ExpectedBlocks, landmarks
 
 _KEYS = list(range(1, 20))
 _runs = st.tuples(st.integers(0, 18), st.integers(1, 8)).map(lambda run: _KEYS[run[0] : run[0] + run[1]])

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_router.kv_events.groups import FULL_ATTENTION, CacheGroups
-from sgl_router.kv_events.stream import Remark
+from sgl_router.kv_events.follow.groups import FULL_ATTENTION, CacheGroups
+from sgl_router.kv_events.follow.stream import Remark
 
 PROMPT = list(range(33))  # eight whole blocks of four, and the token an engine always computes
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockHasher, Namespace
-from sgl_router.kv_events.prompt_keys import PromptKeys
+from sgl_router.kv_events.index.prompt_keys import PromptKeys
 from sgl_router.prompt import Prompt
 
 

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from sgl_router.kv_events import BlockHasher, DecodeFailure, KvIndex, StreamState, Tier, Untrust
-from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.kv_events.follow.wire import Frame, decode_batch
 from sgl_router.prompt import Prompt, SharedPrefix, TokenIds
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 

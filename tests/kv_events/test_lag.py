@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, StreamState
-from sgl_router.kv_events.pump import EventPump, Feed
+from sgl_router.kv_events.follow.pump import EventPump, Feed
 
 LONGEST_STEP_SECS = 0.020
 MILLION = 1_000_000

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgl_router.kv_events import DecodeFailure, WireError, decode_batch, large
-from sgl_router.kv_events.large import LargeBatch
-from sgl_router.kv_events.wire import BlockRemoved, BlockStored, Event
+from sgl_router.kv_events import DecodeFailure, WireError, decode_batch
+from sgl_router.kv_events.follow import large
+from sgl_router.kv_events.follow.large import LargeBatch
+from sgl_router.kv_events.follow.wire import BlockRemoved, BlockStored, Event
 
 encode = msgspec.msgpack.encode
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockTree, MatchedPrefix, PromptMatch, Tier
-from sgl_router.kv_events.matched import Matched, MatchGroup
-from sgl_router.kv_events.walk import Depths
+from sgl_router.kv_events.index.matched import Matched, MatchGroup
+from sgl_router.kv_events.index.walk import Depths
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from sgl_router.kv_events import names
-from sgl_router.kv_events.names import Names
+from sgl_router.kv_events.follow import names
+from sgl_router.kv_events.follow.names import Names
 
 
 @pytest.fixture(autouse=True)

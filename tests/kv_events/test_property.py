@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import Namespace, StreamState
-from sgl_router.mock import Dialect, MockWorkerConfig, RadixCache
-from sgl_router.mock import Namespace as CacheNamespace
-from sgl_router.mock.dialects import encode_batch, encode_events
-from sgl_router.mock.hashing import hasher_for
-from sgl_router.mock.ops import BlocksStored, CacheOp
-from sgl_router.mock.profile import EngineProfile
+from sgl_router.lab.mock_worker import Dialect, MockWorkerConfig, RadixCache
+from sgl_router.lab.mock_worker import Namespace as CacheNamespace
+from sgl_router.lab.mock_worker.dialects import encode_batch, encode_events
+from sgl_router.lab.mock_worker.hashing import hasher_for
+from sgl_router.lab.mock_worker.ops import BlocksStored, CacheOp
+from sgl_router.lab.mock_worker.profile import EngineProfile
 
 SALTED = {Dialect.SALT_ARRAY, Dialect.MAP, Dialect.MAP_LORA, Dialect.VLLM, Dialect.VLLM_HYBRID}
 LORA = {Dialect.MAP_LORA, Dialect.VLLM, Dialect.VLLM_HYBRID}

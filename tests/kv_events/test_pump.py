@@ -12,9 +12,9 @@ from sgl_router.kv_events import (
     StreamState,
     Untrust,
 )
-from sgl_router.kv_events.opening import PIECE_BLOCKS
-from sgl_router.kv_events.pump import EventPump, Feed
-from sgl_router.kv_events.wire import Frame
+from sgl_router.kv_events.follow.opening import PIECE_BLOCKS
+from sgl_router.kv_events.follow.pump import EventPump, Feed
+from sgl_router.kv_events.follow.wire import Frame
 
 
 class Queue:

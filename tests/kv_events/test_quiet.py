@@ -14,12 +14,12 @@ import msgspec
 import pytest
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, KvIndex, StreamState, Untrust
-from sgl_router.kv_events import quiet as module
-from sgl_router.kv_events.pump import EventPump, Feed
-from sgl_router.kv_events.quiet import QuietCheck, QuietOutcome, QuietWatch, Watched
-from sgl_router.kv_events.repair import Repairer, RepairOutcome
-from sgl_router.kv_events.replay import ReplayEnd
-from sgl_router.kv_events.wire import Frame
+from sgl_router.kv_events.follow import tail_gap as module
+from sgl_router.kv_events.follow.pump import EventPump, Feed
+from sgl_router.kv_events.follow.repair import Repairer, RepairOutcome
+from sgl_router.kv_events.follow.replay import ReplayEnd
+from sgl_router.kv_events.follow.tail_gap import QuietCheck, QuietOutcome, QuietWatch, Watched
+from sgl_router.kv_events.follow.wire import Frame
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 # --- when -------------------------------------------------------------------------------------------------------

@@ -14,16 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, Namespace, StreamState
-from sgl_router.kv_events.pump import EventPump, Feed
-from sgl_router.kv_events.repair import Repairer, RepairOutcome
-from sgl_router.kv_events.replay import ReplayEnd
-from sgl_router.kv_events.wire import Frame
-from sgl_router.mock import Dialect, MockWorkerConfig, RadixCache
-from sgl_router.mock import Namespace as CacheNamespace
-from sgl_router.mock.dialects import encode_batch, encode_events
-from sgl_router.mock.hashing import hasher_for
-from sgl_router.mock.ops import CacheOp
-from sgl_router.mock.profile import EngineProfile
+from sgl_router.kv_events.follow.pump import EventPump, Feed
+from sgl_router.kv_events.follow.repair import Repairer, RepairOutcome
+from sgl_router.kv_events.follow.replay import ReplayEnd
+from sgl_router.kv_events.follow.wire import Frame
+from sgl_router.lab.mock_worker import Dialect, MockWorkerConfig, RadixCache
+from sgl_router.lab.mock_worker import Namespace as CacheNamespace
+from sgl_router.lab.mock_worker.dialects import encode_batch, encode_events
+from sgl_router.lab.mock_worker.hashing import hasher_for
+from sgl_router.lab.mock_worker.ops import CacheOp
+from sgl_router.lab.mock_worker.profile import EngineProfile
 
 SALTED = {Dialect.SALT_ARRAY, Dialect.MAP, Dialect.MAP_LORA, Dialect.VLLM, Dialect.VLLM_HYBRID}
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sgl_router.kv_events.silence import Silence
+from sgl_router.kv_events.index.silence import Silence
 
 
 def fell_silent(silence: Silence, prompts: range, *, published: int = 0, every: float = 1.0, **how: bool) -> int | None:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import KvIndex, SnapshotError, Tier, decode_snapshot, encode_snapshot
-from sgl_router.kv_events.snapshot import MAX_RECORD_BYTES, SnapshotDecoder
-from sgl_router.kv_events.snapshot_records import VERSION, PackedBlocks, SnapshotFault, pack, unpack
-from sgl_router.kv_events.stream import Holdings
-from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.kv_events.follow.stream import Holdings
+from sgl_router.kv_events.follow.wire import Frame, decode_batch
+from sgl_router.kv_events.snapshot.records import VERSION, PackedBlocks, SnapshotFault, pack, unpack
+from sgl_router.kv_events.snapshot.snapshot import MAX_RECORD_BYTES, SnapshotDecoder
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 PAGE = 4

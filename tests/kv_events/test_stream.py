@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Tier, Untrust
-from sgl_router.kv_events.stream import Remark
+from sgl_router.kv_events.follow.stream import Remark
 
 
 def stored(

@@ -9,8 +9,8 @@ import pytest
 import structlog
 import zmq
 
-from sgl_router.kv_events import subscriber as module
-from sgl_router.kv_events.subscriber import Subscriber, make_context
+from sgl_router.upstream import zmq_subscriber as module
+from sgl_router.upstream.zmq_subscriber import Subscriber, make_context
 
 
 class TwoAddresses(zmq.Socket):

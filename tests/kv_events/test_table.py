@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_router.kv_events.table import HolderTable
+from sgl_router.kv_events.index.table import HolderTable
 
 Model = dict[tuple[int, int], set[int]]
 

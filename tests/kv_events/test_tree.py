@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import BlockTree, Tier
-from sgl_router.kv_events.expected import STRIDE
-from sgl_router.kv_events.walk import by_slot, depth_of
+from sgl_router.kv_events.index.expected import STRIDE
+from sgl_router.kv_events.index.walk import by_slot, depth_of
 
 
 def depths(tree: BlockTree, keys: list[int], slots: int, piece: int = 2) -> tuple[dict[int, int], dict[int, int]]:
@@ -317,7 +317,7 @@ def test_where_all_keys_were_seen_nothing_is_searched(monkeypatch) -> None:
     seen = walk.seen
     assert seen is not None
     assert len(seen.rows) == len(prompt)
-    monkeypatch.setattr("sgl_router.kv_events.table_space.Space.rows", lambda *_: 1 / 0)
+    monkeypatch.setattr("sgl_router.kv_events.index.table_space.Space.rows", lambda *_: 1 / 0)
     walk = tree.walk(1)
     assert walk.feed(prompt, seen)
     assert depth_of(walk.finish().held, slot) == len(prompt)

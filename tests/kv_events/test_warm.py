@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from sgl_router.kv_events import KvIndex, SnapshotOutcome, StreamState, Untrust, decode_snapshot, encode_snapshot
-from sgl_router.kv_events.snapshot_records import Snapshot
-from sgl_router.kv_events.warm import WarmStart
-from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.kv_events.follow.wire import Frame, decode_batch
+from sgl_router.kv_events.snapshot.records import Snapshot
+from sgl_router.kv_events.snapshot.restore import WarmStart
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 PAGE = 4

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.kv_events import DecodeFailure, Tier, WireError, decode_batch, decode_frame
-from sgl_router.kv_events.wire import BlockRemoved, BlocksCleared, BlockStored
+from sgl_router.kv_events.follow.wire import BlockRemoved, BlocksCleared, BlockStored
 
 FIXTURES = pathlib.Path(__file__).parent.parent / "fixtures" / "kv_events"
 CAPTURES = sorted(FIXTURES.glob("*.json"))

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import structlog
 
-from sgl_router.kv_events import DEFAULT_NAMESPACE, KvIndex, Namespace, PromptMatch, StreamState, witness
-from sgl_router.kv_events.agreement import Verdict
-from sgl_router.kv_events.refill import Refill
-from sgl_router.kv_events.replay import ReplayEnd
-from sgl_router.kv_events.wire import Frame, decode_batch
+from sgl_router.kv_events import DEFAULT_NAMESPACE, KvIndex, Namespace, PromptMatch, StreamState
+from sgl_router.kv_events.follow.refill import Refill
+from sgl_router.kv_events.follow.replay import ReplayEnd
+from sgl_router.kv_events.follow.wire import Frame, decode_batch
+from sgl_router.kv_events.index import witness
+from sgl_router.kv_events.index.agreement import Verdict
 from sgl_router.placement import DecisionReason, Leg
 from sgl_router.prompt import Prompt
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo

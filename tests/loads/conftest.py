@@ -15,7 +15,7 @@ import zmq
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
 Until = Callable[..., Awaitable[None]]
@@ -168,7 +168,7 @@ def worker_at(url: str, *, dp_size: int = 1, load_port: int | None = None, model
 
 @pytest.fixture
 async def start_worker(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Awaitable[MockWorker]]]:
-    monkeypatch.setattr("sgl_router.mock.load_publisher.HEARTBEAT_SECS", 0.1)
+    monkeypatch.setattr("sgl_router.lab.mock_worker.load_publisher.HEARTBEAT_SECS", 0.1)
     workers: list[MockWorker] = []
 
     async def start(**settings: Any) -> MockWorker:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.loads.answers import parse_get_load, parse_v1_loads
-from sgl_router.loads.report import LoadReport, LoadReportError, RankLoad
+from sgl_router.load.reports.answers import parse_get_load, parse_v1_loads
+from sgl_router.load.reports.report import LoadReport, LoadReportError, RankLoad
 
 # 2023-11-14T22:13:20Z
 MOMENT = 1_700_000_000.0

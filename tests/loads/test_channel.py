@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from sgl_router.kv_events.subscriber import make_context
-from sgl_router.loads.channel import LoadChannel
-from sgl_router.loads.outcome import LoadOutcome
-from sgl_router.loads.report import LoadReport
+from sgl_router.load.reports.channel import LoadChannel
+from sgl_router.load.reports.outcome import LoadOutcome
+from sgl_router.load.reports.report import LoadReport
+from sgl_router.upstream.zmq_subscriber import make_context
 
 
 class Heard:

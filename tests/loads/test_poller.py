@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from sgl_router.loads.outcome import LoadOutcome
-from sgl_router.loads.poller import LoadPoller, PollSettings, load_session
-from sgl_router.loads.report import LoadReport
+from sgl_router.load.reports.outcome import LoadOutcome
+from sgl_router.load.reports.poller import LoadPoller, PollSettings, load_session
+from sgl_router.load.reports.report import LoadReport
 
 
 class Heard:

@@ -12,8 +12,8 @@ import pytest
 import structlog
 from msgspec import structs
 
-from sgl_router.loads import LoadOutcome, LoadReport, LoadSource, LoadWatch
-from sgl_router.mock import Dialect, MockWorker
+from sgl_router.lab.mock_worker import Dialect, MockWorker
+from sgl_router.load.reports import LoadOutcome, LoadReport, LoadSource, LoadWatch
 from sgl_router.workers import Target, Worker, WorkerRegistry, introspect
 
 CHANNEL, POLL = LoadSource.CHANNEL, LoadSource.POLL

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.loads.report import LoadReport, LoadReportError
-from sgl_router.loads.wire import decode_frame
+from sgl_router.load.reports.report import LoadReport, LoadReportError
+from sgl_router.load.reports.wire import decode_frame
 
 WHOLE = ["LoadStat", 3, 2, 640, 4096, 1, 55, 740, 8, 9_000, 1_250_000]
 SEQ = (7).to_bytes(8, "big")

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
 from sgl_router.tokenization import ModelTokenizer
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "kv_events"

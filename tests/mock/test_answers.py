@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgl_router.mock.answers import AnswerBook, Detokenizer
+from sgl_router.lab.mock_worker.answers import AnswerBook, Detokenizer
 from sgl_router.tokenization import ModelTokenizer
 
 

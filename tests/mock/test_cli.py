@@ -13,12 +13,12 @@ import sys
 import aiohttp
 import pytest
 
-from sgl_router.mock import cli
-from sgl_router.mock.config import Dialect, MockWorkerConfig, Role
+from sgl_router.lab.mock_worker import cli
+from sgl_router.lab.mock_worker.config import Dialect, MockWorkerConfig, Role
 from sgl_router.tokenization import ModelTokenizer
 
 RUN = (
-    "import argparse, sys; from sgl_router.mock import cli;"
+    "import argparse, sys; from sgl_router.lab.mock_worker import cli;"
     "parser = argparse.ArgumentParser(); cli.add_arguments(parser);"
     "sys.exit(cli.run(parser.parse_args()))"
 )

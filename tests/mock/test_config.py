@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-import sgl_router.mock as mock
-from sgl_router.mock.config import Dialect, MockWorkerConfig, Role
-from sgl_router.mock.profile import EngineProfile
+import sgl_router.lab.mock_worker as mock
+from sgl_router.lab.mock_worker.config import Dialect, MockWorkerConfig, Role
+from sgl_router.lab.mock_worker.profile import EngineProfile
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_the_command_line_needs_nothing_heavy() -> None:
     program = (
-        "import sys, argparse, sgl_router.mock.cli as cli;"
+        "import sys, argparse, sgl_router.lab.mock_worker.cli as cli;"
         "cli.add_arguments(argparse.ArgumentParser());"
         "print([n for n in ('transformers','tokenizers','aiohttp','zmq','numpy') if n in sys.modules])"
     )

@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.mock.config import Dialect, MockWorkerConfig
-from sgl_router.mock.dialects import encode_batch, encode_events
-from sgl_router.mock.hashing import hasher_for
-from sgl_router.mock.namespace import DEFAULT_NAMESPACE, Namespace
-from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
-from sgl_router.mock.profile import EngineProfile
-from sgl_router.mock.radix import RadixCache
-from sgl_router.mock.scheduler import EngineModel, EngineRequest, Progress
-from sgl_router.mock.timing import TimingModel
+from sgl_router.lab.mock_worker.config import Dialect, MockWorkerConfig
+from sgl_router.lab.mock_worker.dialects import encode_batch, encode_events
+from sgl_router.lab.mock_worker.hashing import hasher_for
+from sgl_router.lab.mock_worker.namespace import DEFAULT_NAMESPACE, Namespace
+from sgl_router.lab.mock_worker.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
+from sgl_router.lab.mock_worker.profile import EngineProfile
+from sgl_router.lab.mock_worker.radix import RadixCache
+from sgl_router.lab.mock_worker.scheduler import EngineModel, EngineRequest, Progress
+from sgl_router.lab.mock_worker.timing import TimingModel
 
 Golden = Callable[[str], dict[str, Any]]
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sgl_router.mock.gate import Gate
+from sgl_router.lab.mock_worker.gate import Gate
 
 
 async def test_an_open_gate_lets_pass() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.mock.config import Dialect
-from sgl_router.mock.hashing import SglangHasher, VllmHasher, chain_hashes, hasher_for
-from sgl_router.mock.namespace import DEFAULT_NAMESPACE, Namespace
-from sgl_router.mock.profile import EngineProfile
+from sgl_router.lab.mock_worker.config import Dialect
+from sgl_router.lab.mock_worker.hashing import SglangHasher, VllmHasher, chain_hashes, hasher_for
+from sgl_router.lab.mock_worker.namespace import DEFAULT_NAMESPACE, Namespace
+from sgl_router.lab.mock_worker.profile import EngineProfile
 
 Golden = Callable[[str], dict[str, Any]]
 

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import MockWorker
+from sgl_router.lab.mock_worker import MockWorker
 
 StartWorker = Callable[..., Awaitable[MockWorker]]
 CHAT = {"messages": [{"role": "user", "content": "Tell me a story about a small boat. " * 10}], "max_tokens": 4}

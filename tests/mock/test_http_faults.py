@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import Fault, FaultKind, Faults, FaultScope, MockWorker, Outcome
+from sgl_router.lab.mock_worker import Fault, FaultKind, Faults, FaultScope, MockWorker, Outcome
 
 StartWorker = Callable[..., Awaitable[MockWorker]]
 CHAT = {"messages": [{"role": "user", "content": "Hello, how are you today?"}], "max_tokens": 8}

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import Dialect, MockWorker, Outcome
+from sgl_router.lab.mock_worker import Dialect, MockWorker, Outcome
 
 StartWorker = Callable[..., Awaitable[MockWorker]]
 MESSAGES = [{"role": "user", "content": "Why is the sky blue, and why does the sun look red? " * 10}]

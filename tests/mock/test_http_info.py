@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import Dialect, MockWorker, Role
+from sgl_router.lab.mock_worker import Dialect, MockWorker, Role
 
 StartWorker = Callable[..., Awaitable[MockWorker]]
 CHAT = {"messages": [{"role": "user", "content": "What is the capital of Italy? " * 20}], "max_tokens": 4}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sgl_router.mock.lease import CacheLease
-from sgl_router.mock.namespace import DEFAULT_NAMESPACE
-from sgl_router.mock.radix import RadixCache
+from sgl_router.lab.mock_worker.lease import CacheLease
+from sgl_router.lab.mock_worker.namespace import DEFAULT_NAMESPACE
+from sgl_router.lab.mock_worker.radix import RadixCache
 
 
 def open_lease(cache: RadixCache, tokens: list[int], planned: int, headroom: int = 0) -> CacheLease | None:

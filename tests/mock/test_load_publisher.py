@@ -13,7 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from sgl_router.mock import Dialect, MockWorker
+from sgl_router.lab.mock_worker import Dialect, MockWorker
 
 StartWorker = Callable[..., Awaitable[MockWorker]]
 CHAT = {"model": "mock-model", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
@@ -22,7 +22,7 @@ CHAT = {"model": "mock-model", "messages": [{"role": "user", "content": "hello"}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a subscriber missed is told again soon."""
-    monkeypatch.setattr("sgl_router.mock.load_publisher.HEARTBEAT_SECS", 0.1)
+    monkeypatch.setattr("sgl_router.lab.mock_worker.load_publisher.HEARTBEAT_SECS", 0.1)
 
 
 class Channel:

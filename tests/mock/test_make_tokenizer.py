@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
-from sgl_router.mock.make_tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE, write
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.mock_worker.make_tokenizer import SPECIAL_TOKENS, VOCABULARY_SIZE, write
 from sgl_router.tokenization import ModelTokenizer
 
 EMBEDDED = Path(EMBEDDED_TOKENIZER_PATH)

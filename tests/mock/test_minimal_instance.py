@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.mock.minimal_instance import MAX_DEPTH, Unsatisfiable, minimal_instance
+from sgl_router.lab.mock_worker.minimal_instance import MAX_DEPTH, Unsatisfiable, minimal_instance
 
 _NODE: dict[str, Any] = {
     "type": "object",

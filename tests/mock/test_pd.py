@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import MockWorker, Role
+from sgl_router.lab.mock_worker import MockWorker, Role
 
 StartWorker = Callable[..., Awaitable[MockWorker]]
 CHAT = {

@@ -13,10 +13,10 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from sgl_router.mock.config import Dialect
-from sgl_router.mock.ops import BlocksStored, CacheCleared, CacheOp
-from sgl_router.mock.profile import EngineProfile
-from sgl_router.mock.publisher import END_SEQUENCE, EventPublisher, open_publishers, tcp_endpoint
+from sgl_router.lab.mock_worker.config import Dialect
+from sgl_router.lab.mock_worker.ops import BlocksStored, CacheCleared, CacheOp
+from sgl_router.lab.mock_worker.profile import EngineProfile
+from sgl_router.lab.mock_worker.publisher import END_SEQUENCE, EventPublisher, open_publishers, tcp_endpoint
 
 PROFILES = {
     "topic": EngineProfile(Dialect.MAP_LORA, "0.5.22"),

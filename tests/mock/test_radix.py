@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sgl_router.mock.namespace import Namespace
-from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
-from sgl_router.mock.radix import RadixCache
+from sgl_router.lab.mock_worker.namespace import Namespace
+from sgl_router.lab.mock_worker.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
+from sgl_router.lab.mock_worker.radix import RadixCache
 
 
 def build(**settings: Any) -> tuple[RadixCache, list[CacheOp]]:

@@ -8,11 +8,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sgl_router.mock.lease import CacheLease
-from sgl_router.mock.namespace import Namespace
-from sgl_router.mock.node import RadixNode
-from sgl_router.mock.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
-from sgl_router.mock.radix import RadixCache
+from sgl_router.lab.mock_worker.lease import CacheLease
+from sgl_router.lab.mock_worker.namespace import Namespace
+from sgl_router.lab.mock_worker.node import RadixNode
+from sgl_router.lab.mock_worker.ops import BlocksRemoved, BlocksStored, CacheCleared, CacheOp, Medium
+from sgl_router.lab.mock_worker.radix import RadixCache
 
 NAMESPACES = (Namespace(), Namespace(cache_salt="salt"))
 PAGE = 3

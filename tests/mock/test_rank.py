@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from sgl_router.mock.radix import RadixCache
-from sgl_router.mock.rank import RankEngine
-from sgl_router.mock.scheduler import EngineModel, EngineRequest, Progress
-from sgl_router.mock.timing import TimingModel
+from sgl_router.lab.mock_worker.radix import RadixCache
+from sgl_router.lab.mock_worker.rank import RankEngine
+from sgl_router.lab.mock_worker.scheduler import EngineModel, EngineRequest, Progress
+from sgl_router.lab.mock_worker.timing import TimingModel
 
 TIMING = TimingModel(
     prefill_tokens_per_sec=1_000.0, prefill_overhead_ms=0.0, decode_ms_per_token=10.0, decode_ms_per_running=0.0

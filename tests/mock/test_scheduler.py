@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from sgl_router.mock.config import MockWorkerConfig, Role
-from sgl_router.mock.ops import BlocksStored, CacheOp
-from sgl_router.mock.radix import RadixCache
-from sgl_router.mock.scheduler import EngineModel, EngineRequest, FinishReason, Progress
-from sgl_router.mock.timing import TimingModel
+from sgl_router.lab.mock_worker.config import MockWorkerConfig, Role
+from sgl_router.lab.mock_worker.ops import BlocksStored, CacheOp
+from sgl_router.lab.mock_worker.radix import RadixCache
+from sgl_router.lab.mock_worker.scheduler import EngineModel, EngineRequest, FinishReason, Progress
+from sgl_router.lab.mock_worker.timing import TimingModel
 
 TIMING = TimingModel(
     prefill_tokens_per_sec=1000, prefill_overhead_ms=0, decode_ms_per_token=10, decode_ms_per_running=1

@@ -14,7 +14,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from sgl_router.mock import Dialect, MockWorker, MockWorkerConfig, Role
+from sgl_router.lab.mock_worker import Dialect, MockWorker, MockWorkerConfig, Role
 from sgl_router.tokenization import ModelTokenizer
 
 StartWorker = Callable[..., Awaitable[MockWorker]]

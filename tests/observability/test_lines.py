@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_router.errors import BadRequest, NoHealthyWorkers
-from sgl_router.observability import Outcome, RequestRecord, lines, logs
+from sgl_router.observability import RequestRecord, lines, logs
 from sgl_router.observability.lines import JsonLines, TextLines
+from sgl_router.outcome import Outcome
 from sgl_router.placement import DecisionReason, Leg, Placement, Unmatched
 
 ODD = ["plain", "with space", 'quo"te', "apos'trophe", "a=b", "tab\t", "new\nline", "back\\slash", "ünï", "\u2028", ""]

@@ -55,7 +55,8 @@ def test_levels_filter(level: str, events: int) -> None:
 ORDER = """
 import asyncio, sys, structlog
 from types import SimpleNamespace
-from sgl_router.observability import Outcome, RequestRecord, configure_logging
+from sgl_router.observability import RequestRecord, configure_logging
+from sgl_router.outcome import Outcome
 from sgl_router.observability import logs
 import logging
 configure_logging(sys.argv[1], sys.argv[2])

@@ -7,7 +7,7 @@ import pytest
 
 from sgl_router.errors import ErrorCode
 from sgl_router.kv_events import DecodeFailure, KvIndex
-from sgl_router.kv_events.repair import RepairOutcome
+from sgl_router.kv_events.follow.repair import RepairOutcome
 from sgl_router.observability import Metrics, metrics
 from sgl_router.observability.metrics import _BLOCKS, _LAG, _SECONDS
 from sgl_router.workers import WorkerRegistry

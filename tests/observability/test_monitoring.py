@@ -16,7 +16,8 @@ from prometheus_client.core import Metric
 
 from sgl_router.errors import ErrorCode
 from sgl_router.kv_events import KvIndex
-from sgl_router.observability import ForecastCollector, Metrics, Outcome
+from sgl_router.observability import ForecastCollector, Metrics
+from sgl_router.outcome import Outcome
 from sgl_router.workers import WorkerRegistry
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -8,9 +8,10 @@ from structlog.testing import capture_logs
 
 from sgl_router.errors import BadRequest
 from sgl_router.kv_events import KvIndex
-from sgl_router.observability import Metrics, Outcome, RequestRecord, logs
+from sgl_router.observability import Metrics, RequestRecord, logs
 from sgl_router.observability import record as record_module
 from sgl_router.observability.lines import JsonLines
+from sgl_router.outcome import Outcome
 from sgl_router.placement import Placement
 from sgl_router.workers import WorkerRegistry
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.loads import LoadReport
-from sgl_router.policies import ActiveLoad, least_loaded
+from sgl_router.load import ActiveLoad
+from sgl_router.load.reports import LoadReport
+from sgl_router.policies import least_loaded
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 

@@ -5,7 +5,7 @@ import pytest
 from sgl_router.config import KvCostConfig
 from sgl_router.kv_events import MatchedPrefix
 from sgl_router.policies.cost import Costs
-from sgl_router.policies.standing import Standing
+from sgl_router.policies.load_snapshot import Standing
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 
 from sgl_router.config import KvCostConfig
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
-from sgl_router.loads import LoadReport
-from sgl_router.policies import ActiveLoad, Facts, KvCost
+from sgl_router.load import ActiveLoad
+from sgl_router.load.reports import LoadReport
+from sgl_router.policies import Facts, KvCost
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 16

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from sgl_router.policies import ActiveLoad, Janitor
+from sgl_router.load import ActiveLoad, Janitor
 
 
 async def test_it_expires_by_its_own_clock(fleet) -> None:

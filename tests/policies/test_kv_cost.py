@@ -11,9 +11,10 @@ import pytest
 
 from sgl_router.config import KvCostConfig
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
-from sgl_router.loads import LoadReport
+from sgl_router.load import ActiveLoad, LoadGuard
+from sgl_router.load.reports import LoadReport
 from sgl_router.placement import CandidateCost, DecisionReason, Unmatched
-from sgl_router.policies import ActiveLoad, Facts, KvCost, LoadGuard
+from sgl_router.policies import Facts, KvCost
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 100

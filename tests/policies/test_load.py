@@ -4,8 +4,9 @@ from collections import Counter
 
 import pytest
 
+from sgl_router.load import ActiveLoad
 from sgl_router.placement import DecisionReason, Unmatched
-from sgl_router.policies import ActiveLoad, Facts, PowerOfTwo, RandomChoice, RoundRobin
+from sgl_router.policies import Facts, PowerOfTwo, RandomChoice, RoundRobin
 
 FACTS = Facts(unmatched=Unmatched.NOT_ASKED)
 

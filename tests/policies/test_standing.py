@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from sgl_router.config import KvCostConfig
-from sgl_router.policies import ActiveLoad
-from sgl_router.policies.standing import Standing
+from sgl_router.load import ActiveLoad
+from sgl_router.policies.load_snapshot import Standing
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 

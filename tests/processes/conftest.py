@@ -15,13 +15,14 @@ import pytest
 
 from sgl_router.config import CacheAwareConfig, ModelConfig, PolicyName
 from sgl_router.kv_events import DEFAULT_NAMESPACE, BlockHasher, MatchedPrefix, PromptMatch
-from sgl_router.policies import ActiveLoad, make_policy
-from sgl_router.processes.fallback import RoutingAway
-from sgl_router.processes.lease_server import LeaseServer
-from sgl_router.processes.mirror import Mirror
-from sgl_router.processes.remote import RemoteRouting
+from sgl_router.load import ActiveLoad
+from sgl_router.policies import make_policy
 from sgl_router.prompt import Prompt
 from sgl_router.routing import LocalRouting, RouteRequest
+from sgl_router.routing.remote.client import RemoteRouting
+from sgl_router.routing.remote.fallback import RoutingAway
+from sgl_router.routing.remote.replica import Mirror
+from sgl_router.routing.remote.server import LeaseServer
 from sgl_router.workers import HealthState, Worker, WorkerInfo, WorkerRegistry
 
 MODEL = "m"

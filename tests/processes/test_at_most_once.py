@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import aiohttp
 import pytest
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
 from tests.component.scripted import GOOD, Scripted, fleet_of, saying, whole
 from tests.processes.test_supervisor import CHAT, MODEL, Router, settles
 

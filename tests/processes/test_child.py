@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from sgl_router.config import Config, DiscoveryConfig
-from sgl_router.processes import supervisor
-from sgl_router.processes.child import Child
-from sgl_router.processes.paths import Paths
-from sgl_router.processes.pulse import Watch
-from sgl_router.processes.supervisor import Supervisor
+from sgl_router.runtime import supervisor
+from sgl_router.runtime.child import Child
+from sgl_router.runtime.heartbeat import Watch
+from sgl_router.runtime.paths import Paths
+from sgl_router.runtime.supervisor import Supervisor
 
 CONFIG = Config(models=[], discovery=DiscoveryConfig())
 

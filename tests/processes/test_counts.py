@@ -5,7 +5,7 @@ import pytest
 
 from sgl_router.kv_events import KvIndex
 from sgl_router.observability import Metrics
-from sgl_router.processes.counts import Outgoing, merge
+from sgl_router.runtime.metric_deltas import Outgoing, merge
 from sgl_router.workers import WorkerRegistry
 
 

@@ -13,12 +13,12 @@ from msgspec import structs
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import InternalError, RoutingAway
 from sgl_router.kv_events import DEFAULT_NAMESPACE
-from sgl_router.observability import Outcome
+from sgl_router.outcome import Outcome
 from sgl_router.placement import Unmatched
-from sgl_router.processes.keys import keyed_prompt
-from sgl_router.processes.wire import Choose, End, Explain, Hello, encode_into
 from sgl_router.prompt import Prompt
 from sgl_router.routing import RouteRequest
+from sgl_router.routing.remote.keys import keyed_prompt
+from sgl_router.routing.remote.messages import Choose, End, Explain, Hello, encode_into
 from sgl_router.workers import HealthState
 
 MODEL, PAGE = "m", 16

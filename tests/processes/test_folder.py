@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sgl_router.processes.folder import private_folder, remove_abandoned
+from sgl_router.runtime.folder import private_folder, remove_abandoned
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def test_a_folder_goes_with_its_router(parent: Path) -> None:
 def test_the_folder_of_a_killed_router_is_removed_by_the_next_one(parent: Path) -> None:
     code = "import os, signal, tempfile\n"
     code += f"tempfile.tempdir = {str(parent)!r}\n"
-    code += "from sgl_router.processes.folder import private_folder\n"
+    code += "from sgl_router.runtime.folder import private_folder\n"
     code += "with private_folder() as paths:\n    print(paths.folder)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     done = subprocess.run([sys.executable, "-u", "-c", code], capture_output=True, text=True, timeout=120)
     folder = Path(done.stdout.strip())

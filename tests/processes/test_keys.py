@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sgl_router.kv_events import DEFAULT_NAMESPACE, BlockHasher, KvIndex, Namespace
-from sgl_router.kv_events.prompt_keys import PromptKeys
-from sgl_router.processes.keys import PromptHasher, hashing_of, keyed_prompt
-from sgl_router.processes.wire import MAX_MESSAGE_BYTES, Hashing
+from sgl_router.kv_events.index.prompt_keys import PromptKeys
 from sgl_router.prompt import Prompt, SharedPrefix
+from sgl_router.routing.remote.keys import PromptHasher, hashing_of, keyed_prompt
+from sgl_router.routing.remote.messages import MAX_MESSAGE_BYTES, Hashing
 
 SALTED = Namespace("salt", "adapter")
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sgl_router.observability import Outcome
-from sgl_router.processes.link import Link
-from sgl_router.processes.wire import Choose, End, Hello, Message, encode_into, to_routing
+from sgl_router.outcome import Outcome
+from sgl_router.routing.remote.link import Link
+from sgl_router.routing.remote.messages import Choose, End, Hello, Message, encode_into, to_routing
 
 
 class End2:
@@ -112,7 +112,7 @@ async def test_a_message_that_cannot_be_handled_closes_the_connection(end: End2)
 async def test_a_peer_that_does_not_read_is_congested_then_given_up(
     end: End2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgl_router.processes.link._MAX_UNSENT_BYTES", 16 << 20)
+    monkeypatch.setattr("sgl_router.routing.remote.link._MAX_UNSENT_BYTES", 16 << 20)
     large = Choose(1, "m", 0, {1: b"x" * (1 << 20)}, None, None, "req", None, [], True, 0)
     for _ in range(8):
         end.link.send(large)

@@ -3,8 +3,8 @@ from __future__ import annotations
 from typing import Any
 
 from sgl_router.config import CircuitBreakerConfig, ModelConfig
-from sgl_router.processes.mirror import Mirror
-from sgl_router.processes.wire import WorkerState
+from sgl_router.routing.remote.messages import WorkerState
+from sgl_router.routing.remote.replica import Mirror
 from sgl_router.workers import HealthState, WorkerMode, WorkerRegistry
 
 

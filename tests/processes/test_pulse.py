@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sgl_router.processes.pulse import Pulse, Watch
+from sgl_router.runtime.heartbeat import Pulse, Watch
 
 
 def test_silence_is_counted_in_turns_of_the_watcher() -> None:

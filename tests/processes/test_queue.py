@@ -9,11 +9,11 @@ import pytest
 
 from sgl_router.config import ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import QueueFull, QueueTimeout
-from sgl_router.observability import Outcome
+from sgl_router.outcome import Outcome
 from sgl_router.placement import DecisionReason, Unmatched
-from sgl_router.processes import lease_side
-from sgl_router.processes.wire import Choose, End, Hello, encode_into
 from sgl_router.routing import RouteRequest
+from sgl_router.routing.remote import session as lease_side
+from sgl_router.routing.remote.messages import Choose, End, Hello, encode_into
 
 A = "http://a:1"
 

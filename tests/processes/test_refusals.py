@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sgl_router.observability import Outcome
+from sgl_router.outcome import Outcome
 from sgl_router.routing import RouteRequest
 from sgl_router.workers import BreakerState, HealthState
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sgl_router.observability import Outcome
+from sgl_router.outcome import Outcome
 from sgl_router.placement import DecisionReason, Unmatched
 from sgl_router.routing import RouteRequest
 from sgl_router.workers import BreakerState, HealthState
@@ -80,7 +80,7 @@ async def test_keys_of_every_kind_in_use_are_sent(rig: Any) -> None:
 
 async def test_of_a_prompt_too_long_for_a_message_the_beginning_is_told(rig: Any, monkeypatch: Any) -> None:
     """A message that is too large would cost the connection, and all leases with it."""
-    monkeypatch.setattr("sgl_router.processes.keys._MAX_KEYS_BYTES", 8 * 1_000)
+    monkeypatch.setattr("sgl_router.routing.remote.keys._MAX_KEYS_BYTES", 8 * 1_000)
     routing = await rig.routing(A)
     routing.index.kinds = [(1, False), (1, True)]
     side = await rig.side()

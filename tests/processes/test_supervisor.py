@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
 from sgl_router.tokenization import ModelTokenizer
 
 MODEL = "mock-model"
@@ -28,7 +28,7 @@ CHAT = "/v1/chat/completions"
 WATCHED = """
 import sys
 from sgl_router.config import load_config
-from sgl_router.processes.supervisor import Watch, supervise
+from sgl_router.runtime.supervisor import Watch, supervise
 path, secs, patience = sys.argv[1:]
 sys.exit(supervise(load_config(path).config, Watch(float(secs), int(patience))))
 """

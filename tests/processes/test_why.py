@@ -13,12 +13,12 @@ import aiohttp
 import pytest
 
 from sgl_router.config import Config, parse_config
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
-from sgl_router.processes.data import DataProcess
-from sgl_router.processes.paths import Paths
-from sgl_router.processes.routing import run_routing
-from sgl_router.server.daemon import Daemon
-from sgl_router.server.listen import bind
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.runtime.daemon import Daemon
+from sgl_router.runtime.data_process import DataProcess
+from sgl_router.runtime.listen import bind
+from sgl_router.runtime.paths import Paths
+from sgl_router.runtime.routing_process import run_routing
 
 MODEL = "mock-model"
 CHAT, EXPLAIN = "/v1/chat/completions", "/internal/explain"

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from sgl_router.errors import ErrorCode
-from sgl_router.observability import Outcome
+from sgl_router.outcome import Outcome
 from sgl_router.placement import CandidateCost, DecisionReason, Leg, Placement, Unmatched
-from sgl_router.processes.wire import (
+from sgl_router.routing.remote.messages import (
     Choose,
     Chosen,
     Counts,

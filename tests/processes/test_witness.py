@@ -14,12 +14,12 @@ import pytest
 import structlog
 
 from sgl_router.config import parse_config
-from sgl_router.kv_events import silence
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, Dialect, MockWorker, MockWorkerConfig, shared_tokenizer
-from sgl_router.processes.data import DataProcess
-from sgl_router.processes.paths import Paths
-from sgl_router.processes.routing import run_routing
-from sgl_router.server.listen import bind
+from sgl_router.kv_events.index import silence
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, Dialect, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.runtime.data_process import DataProcess
+from sgl_router.runtime.listen import bind
+from sgl_router.runtime.paths import Paths
+from sgl_router.runtime.routing_process import run_routing
 
 MODEL = "mock-model"
 PROMPT = "a prefix worth remembering, long enough for several pages of the cache " * 4

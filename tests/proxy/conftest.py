@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from sgl_router.proxy import ClientGone, Headers, UpstreamPool, header_pairs
+from sgl_router.http import ClientGone, Headers, header_pairs
+from sgl_router.upstream import UpstreamPool
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

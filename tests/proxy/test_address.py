@@ -6,8 +6,8 @@ from collections.abc import Awaitable
 import pytest
 
 from sgl_router.errors import ConnectFailed
-from sgl_router.proxy import Deadline, UpstreamExchange, UpstreamPool
-from sgl_router.proxy.address import Address
+from sgl_router.upstream import Deadline, UpstreamExchange, UpstreamPool
+from sgl_router.upstream.host import Address
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 

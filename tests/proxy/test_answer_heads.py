@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_router.proxy.answer_heads import AnswerHead, AnswerHeads
-from sgl_router.proxy.headers import header_lines, header_pairs
+from sgl_router.http.headers import header_lines, header_pairs
+from sgl_router.upstream.response_head_cache import AnswerHead, AnswerHeads
 
 START = b"HTTP/1.1 200 OK\r\nserver: u\r\ncontent-length: "
 END = b"\r\ncontent-type: a/b\r\n\r\n"

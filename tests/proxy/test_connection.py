@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgl_router.errors import RouterError, UpstreamBodyIncomplete, UpstreamUnreachable
-from sgl_router.proxy import UpstreamPool
-from sgl_router.proxy.connection import MAX_HEAD_BYTES, UpstreamConnection
+from sgl_router.upstream import UpstreamPool
+from sgl_router.upstream.connection import MAX_HEAD_BYTES, UpstreamConnection
 
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"

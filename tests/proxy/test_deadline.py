@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from sgl_router.errors import StaleRequestExpired, UpstreamTimeout
-from sgl_router.proxy import Deadline
+from sgl_router.upstream import Deadline
 
 
 def late() -> UpstreamTimeout:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_router.proxy.events import MOST_BYTES, FirstEvents, data_of, last_data
-from sgl_router.proxy.verdict import Said
+from sgl_router.upstream.events import MOST_BYTES, FirstEvents, data_of, last_data
+from sgl_router.upstream.verdict import Said
 
 TOKEN = b'{"choices": [{"delta": {"content": "x"}}]}'
 ROLE = b'{"choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": null}]}'

@@ -10,7 +10,8 @@ import pytest
 import uvloop
 
 from sgl_router.errors import ConnectFailed, RouterError, UpstreamBodyIncomplete, UpstreamTimeout, UpstreamUnreachable
-from sgl_router.proxy import ClientGone, Deadline, Relayed, UpstreamPool, relay
+from sgl_router.http import ClientGone
+from sgl_router.upstream import Deadline, Relayed, UpstreamPool, relay
 
 ROUNDS = 200
 HEAD = b"HTTP/1.1 200 OK\r\n"

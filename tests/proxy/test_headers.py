@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sgl_router.proxy import forward_headers
+from sgl_router.http import forward_headers
 
 
 def test_hop_by_hop_headers_stay_behind_with_the_client() -> None:

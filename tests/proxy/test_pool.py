@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from sgl_router.errors import ConnectFailed, UpstreamBodyIncomplete, UpstreamUnreachable
-from sgl_router.proxy import UpstreamExchange, UpstreamPool
-from sgl_router.proxy.pool import IDLE_SECS
+from sgl_router.upstream import UpstreamExchange, UpstreamPool
+from sgl_router.upstream.pool import IDLE_SECS
 
 
 def answer(body: bytes = b"ok", status: str = "200 OK", headers: str = "") -> bytes:

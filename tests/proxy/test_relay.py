@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from sgl_router.errors import UpstreamBodyIncomplete, UpstreamTimeout
-from sgl_router.proxy import ClientGone, Deadline, Relayed, Said, relay
-from sgl_router.proxy.connection import WHOLE_LIMIT
+from sgl_router.http import ClientGone
+from sgl_router.upstream import Deadline, Relayed, Said, relay
+from sgl_router.upstream.connection import WHOLE_LIMIT
 
 relaying = sys.modules[relay.__module__]
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nTransfer-Encoding: chunked\r\n\r\n"

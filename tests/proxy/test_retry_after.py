@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.proxy.retry_after import retry_after_secs
+from sgl_router.upstream.retry_after import retry_after_secs
 
 NOW = 1_445_412_480.0  # Wed, 21 Oct 2015 07:28:00 GMT
 

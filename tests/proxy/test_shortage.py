@@ -11,7 +11,7 @@ import pytest
 
 from sgl_router.descriptors import Descriptors
 from sgl_router.errors import ConnectFailed, Overloaded
-from sgl_router.proxy import UpstreamPool
+from sgl_router.upstream import UpstreamPool
 
 from .test_pool import answer, post, read_all, saying
 
@@ -88,7 +88,7 @@ async def test_idle_connections_stay_within_the_budget(upstream: Any) -> None:
 async def test_certificates_are_not_read_without_a_descriptor(
     pool: UpstreamPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sgl_router.proxy.pool.spare", lambda count: False)
+    monkeypatch.setattr("sgl_router.upstream.pool.spare", lambda count: False)
     with pytest.raises(Overloaded):
         await post(pool, "https://127.0.0.1:1")
     assert pool._tls is None, "an empty context would be kept for all later connections"

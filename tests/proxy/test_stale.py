@@ -11,9 +11,9 @@ import pytest
 import uvloop
 
 from sgl_router.errors import ConnectFailed, UpstreamUnreachable
-from sgl_router.proxy import Deadline, UpstreamPool, connection
-from sgl_router.proxy.connection import UPLOAD_PIECE
-from sgl_router.proxy.crossing import CROSSING_SECS
+from sgl_router.upstream import Deadline, UpstreamPool, connection
+from sgl_router.upstream.connection import UPLOAD_PIECE
+from sgl_router.upstream.crossing import CROSSING_SECS
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 BOTH = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

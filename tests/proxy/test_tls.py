@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from sgl_router.errors import ConnectFailed
-from sgl_router.proxy import Deadline, UpstreamPool
+from sgl_router.upstream import Deadline, UpstreamPool
 
 
 @pytest.fixture(scope="module")

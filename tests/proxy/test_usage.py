@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from sgl_router.proxy.usage import BULK_BYTES, WHOLE_BYTES, DocumentTail, Ending, StreamTail, document_ending
-from sgl_router.proxy.verdict import Said
+from sgl_router.upstream.usage import BULK_BYTES, WHOLE_BYTES, DocumentTail, Ending, StreamTail, document_ending
+from sgl_router.upstream.verdict import Said
 
 DONE = b"data: [DONE]\n\n"
 

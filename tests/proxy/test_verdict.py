@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.proxy.verdict import Said, judge, judge_start, usage_of
+from sgl_router.upstream.verdict import Said, judge, judge_start, usage_of
 
 
 def choice(**fields: object) -> dict[str, object]:

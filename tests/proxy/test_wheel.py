@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import uvloop
 
-from sgl_router.proxy.wheel import HORIZON_SECS, SLOTS_PER_SEC, TimerWheel, wheel_of
+from sgl_router.upstream.timer_wheel import HORIZON_SECS, SLOTS_PER_SEC, TimerWheel, wheel_of
 
 
 class Clock:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
-from sgl_router.replay.words import Vocabulary, learn_vocabulary
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH, MockWorker, MockWorkerConfig, shared_tokenizer
+from sgl_router.lab.replay.words import Vocabulary, learn_vocabulary
 from sgl_router.tokenization import ModelTokenizer
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -8,10 +8,10 @@ import time
 import pytest
 from aiohttp import web
 
-from sgl_router.mock import Fault, FaultKind
-from sgl_router.replay.call import Call, Result
-from sgl_router.replay.client import ChatClient, ServerProblem, base_url
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.mock_worker import Fault, FaultKind
+from sgl_router.lab.replay.call import Call, Result
+from sgl_router.lab.replay.client import ChatClient, ServerProblem, base_url
+from sgl_router.lab.simulate.trace import TraceRow
 
 CALL = b'data: {"choices": [{"delta": {"content": "hi"}}]}\n\n'
 

@@ -7,11 +7,11 @@ from array import array
 
 import pytest
 
-from sgl_router.replay.call import Call, Result
-from sgl_router.replay.measure import rows_of, summarise
-from sgl_router.simulate.measure import rows_of as simulated_rows
-from sgl_router.simulate.simulation import FleetSettings, simulate
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.replay.call import Call, Result
+from sgl_router.lab.replay.measure import rows_of, summarise
+from sgl_router.lab.simulate.measure import rows_of as simulated_rows
+from sgl_router.lab.simulate.simulation import FleetSettings, simulate
+from sgl_router.lab.simulate.trace import TraceRow
 
 
 def call(number: int, result: Result = Result.ANSWERED, **over: object) -> Call:
@@ -91,7 +91,7 @@ def test_nothing_sent_is_no_mistake() -> None:
 def test_rows_have_everything_a_simulation_s_have() -> None:
     outcome = simulate("random", [], FleetSettings(workers=1))
     assert simulated_rows(outcome) == []
-    from sgl_router.simulate.job import jobs_of
+    from sgl_router.lab.simulate.job import jobs_of
 
     rows = [TraceRow(0.0, 600, 3, (1, 2))]
     (theirs,) = simulated_rows(simulate("random", jobs_of(rows, page_size=512), FleetSettings(workers=1)))

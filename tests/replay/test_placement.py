@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sgl_router.replay.placement import Cause, compare_placements
+from sgl_router.lab.replay.placement import Cause, compare_placements
 
 
 def row(number: int, worker: int | None, *, at: float | None = None, secs: float = 0.5, **over: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from fractions import Fraction
 
 import pytest
 
-from sgl_router.replay.prompts import PromptMaker
-from sgl_router.replay.words import Vocabulary
-from sgl_router.simulate.trace import TraceRow, scale_rows
-from sgl_router.simulate.workload import WORKLOADS, make_workload
+from sgl_router.lab.replay.prompts import PromptMaker
+from sgl_router.lab.replay.words import Vocabulary
+from sgl_router.lab.simulate.trace import TraceRow, scale_rows
+from sgl_router.lab.simulate.workload import WORKLOADS, make_workload
 from sgl_router.tokenization import ModelTokenizer
 
 BLOCK = 32

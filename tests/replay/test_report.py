@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from sgl_router.replay.call import Call, Result
-from sgl_router.replay.measure import rows_of, summarise
-from sgl_router.replay.report import render_report
-from sgl_router.replay.study import Reading, Replay, as_json
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.replay.call import Call, Result
+from sgl_router.lab.replay.measure import rows_of, summarise
+from sgl_router.lab.replay.report import render_report
+from sgl_router.lab.replay.study import Reading, Replay, as_json
+from sgl_router.lab.simulate.trace import TraceRow
 
 _VOID = {"meta"}
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from sgl_router.config import parse_config
-from sgl_router.mock import EMBEDDED_TOKENIZER_PATH
-from sgl_router.replay.prompts import PromptMaker
-from sgl_router.replay.run import ReplaySettings, run_replay
-from sgl_router.server.daemon import Daemon
-from sgl_router.simulate.trace import scale_rows
-from sgl_router.simulate.workload import make_workload
+from sgl_router.lab.mock_worker import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.replay.prompts import PromptMaker
+from sgl_router.lab.replay.run import ReplaySettings, run_replay
+from sgl_router.lab.simulate.trace import scale_rows
+from sgl_router.lab.simulate.workload import make_workload
+from sgl_router.runtime.daemon import Daemon
 
 BLOCK = 32
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sgl_router.replay.call import Call, Result
-from sgl_router.replay.prompts import PromptMaker
-from sgl_router.replay.sender import Sender
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.replay.call import Call, Result
+from sgl_router.lab.replay.prompts import PromptMaker
+from sgl_router.lab.replay.sender import Sender
+from sgl_router.lab.simulate.trace import TraceRow
 
 
 class Client:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from sgl_router.replay.call import Call, Result
-from sgl_router.replay.stream import AnswerStream
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.replay.call import Call, Result
+from sgl_router.lab.replay.stream import AnswerStream
+from sgl_router.lab.simulate.trace import TraceRow
 
 
 class Reader:

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.replay.measure import summarise
-from sgl_router.replay.study import Replay, as_json, read_other
+from sgl_router.lab.replay.measure import summarise
+from sgl_router.lab.replay.study import Replay, as_json, read_other
 
 
 def replay(**over: Any) -> Replay:

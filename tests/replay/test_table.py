@@ -5,11 +5,11 @@ from __future__ import annotations
 from array import array
 from typing import Any
 
-from sgl_router.replay.call import Call, Result
-from sgl_router.replay.measure import rows_of, summarise
-from sgl_router.replay.study import Reading, Replay, as_json
-from sgl_router.replay.table import format_comparison, format_replay
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.replay.call import Call, Result
+from sgl_router.lab.replay.measure import rows_of, summarise
+from sgl_router.lab.replay.study import Reading, Replay, as_json
+from sgl_router.lab.replay.table import format_comparison, format_replay
+from sgl_router.lab.simulate.trace import TraceRow
 
 
 def call(number: int, result: Result = Result.ANSWERED, **over: Any) -> Call:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sgl_router.replay.words import Vocabulary, learn_vocabulary
+from sgl_router.lab.replay.words import Vocabulary, learn_vocabulary
 from sgl_router.tokenization import ModelTokenizer, Unrenderable, UnrenderableReason
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "tokenizer"

@@ -13,9 +13,11 @@ import pytest
 
 from sgl_router.config import ModelConfig, PolicyName, QueueConfig
 from sgl_router.kv_events import KvIndex
-from sgl_router.observability import Metrics, Outcome
+from sgl_router.load import ActiveLoad
+from sgl_router.observability import Metrics
+from sgl_router.outcome import Outcome
 from sgl_router.placement import Unmatched
-from sgl_router.policies import ActiveLoad, make_policy
+from sgl_router.policies import make_policy
 from sgl_router.prompt import Prompt
 from sgl_router.routing import LocalRouting, RouteRequest
 from sgl_router.routing.local_lease import LocalLease

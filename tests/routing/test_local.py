@@ -7,8 +7,10 @@ from typing import Any
 
 from sgl_router.config import ModelConfig, PolicyName
 from sgl_router.kv_events import KvIndex
-from sgl_router.observability import Metrics, Outcome
-from sgl_router.policies import ActiveLoad, make_policy
+from sgl_router.load import ActiveLoad
+from sgl_router.observability import Metrics
+from sgl_router.outcome import Outcome
+from sgl_router.policies import make_policy
 from sgl_router.routing import LocalRouting, RouteRequest
 from sgl_router.routing.local_lease import LocalLease
 from sgl_router.workers import BreakerState, CircuitBreaker, HealthState, Worker, WorkerInfo, WorkerRegistry

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from sgl_router.observability import Outcome
+from sgl_router.load import ActiveLoad
+from sgl_router.outcome import Outcome
 from sgl_router.placement import DecisionReason, Leg, Placement
-from sgl_router.policies import ActiveLoad
 from sgl_router.routing.conduct import Conduct
 from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.workers import Permit, Worker, WorkerInfo, WorkerMode

@@ -16,9 +16,11 @@ import pytest
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.errors import QueueFull, QueueTimeout
 from sgl_router.kv_events import DEFAULT_NAMESPACE, KvIndex, MatchedPrefix, PromptMatch
-from sgl_router.loads import LoadReport
-from sgl_router.observability import Metrics, Outcome
-from sgl_router.policies import ActiveLoad, make_policy
+from sgl_router.load import ActiveLoad
+from sgl_router.load.reports import LoadReport
+from sgl_router.observability import Metrics
+from sgl_router.outcome import Outcome
+from sgl_router.policies import make_policy
 from sgl_router.routing import DecisionLog, LocalRouting, RouteRequest
 from sgl_router.routing.local_lease import LocalLease
 from sgl_router.routing.views import lease_view

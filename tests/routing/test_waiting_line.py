@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sgl_router.config import KvCostConfig, QueueConfig
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
-from sgl_router.policies import ActiveLoad, Facts, KvCost, LoadGuard
-from sgl_router.routing.waiting_line import Waiting, WaitingLine
+from sgl_router.load import ActiveLoad, LoadGuard
+from sgl_router.policies import Facts, KvCost
+from sgl_router.routing.request_queue import Waiting, WaitingLine
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 100

@@ -12,10 +12,11 @@ import pytest
 
 from sgl_router.config import KvCostConfig, QueueConfig
 from sgl_router.errors import QueueTimeout
-from sgl_router.observability import Outcome
-from sgl_router.policies import ActiveLoad, Facts, KvCost
+from sgl_router.load import ActiveLoad
+from sgl_router.outcome import Outcome
+from sgl_router.policies import Facts, KvCost
 from sgl_router.routing import RouteRequest
-from sgl_router.routing.waiting_room import WaitingRoom
+from sgl_router.routing.dispatcher import WaitingRoom
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from sgl_router.server.listen import StartupError, bind
+from sgl_router.runtime.listen import StartupError, bind
 
 
 def test_several_sockets_share_a_port_that_is_free() -> None:

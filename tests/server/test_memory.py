@@ -9,7 +9,7 @@ import pytest
 
 from sgl_router.config import ServerConfig
 from sgl_router.errors import Overloaded
-from sgl_router.server.memory import (
+from sgl_router.http.memory import (
     SMALL_BODY_BYTES,
     BodyBudget,
     Trimmer,

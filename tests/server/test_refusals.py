@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import structlog
 
-from sgl_router.server.http.limits import HttpLimits
+from sgl_router.http.limits import HttpLimits
 from tests.conformance.case import ECHO, HEALTH, post
 from tests.conformance.rig import Rig, read_reply, running
 

@@ -12,7 +12,7 @@ from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
 from sgl_router.placement import Unmatched
 from sgl_router.policies import make_policy
 from sgl_router.routing import RouteRequest
-from sgl_router.server.services import Model
+from sgl_router.services import Model
 from sgl_router.tokenization import Unrenderable
 from sgl_router.tokenization.errors import UnrenderableReason
 

@@ -12,11 +12,12 @@ import msgspec
 import pytest
 
 from sgl_router.admin.snapshot import SNAPSHOT_PATH, snapshot_route
+from sgl_router.http.response import ResponseWriter
+from sgl_router.http.routes import Route, Routes
+from sgl_router.http.server import HttpServer
 from sgl_router.kv_events import KvIndex
-from sgl_router.kv_events.wire import Frame, decode_batch
-from sgl_router.server.http.response import ResponseWriter
-from sgl_router.server.http.server import HttpServer
-from sgl_router.server.routes import Route, Routes
+from sgl_router.kv_events.follow.wire import Frame, decode_batch
+from sgl_router.runtime.accounting import Accounting
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 from tests.conformance.rig import StubServices
 
@@ -50,7 +51,7 @@ async def index() -> AsyncIterator[KvIndex]:
 @contextlib.asynccontextmanager
 async def serving(index: KvIndex) -> AsyncIterator[tuple[str, int]]:
     services: Any = StubServices()
-    server = HttpServer(services)
+    server = HttpServer(services, Accounting(services))
     listener = socket.create_server(("127.0.0.1", 0))
     await server.listen(listener, Routes([Route(SNAPSHOT_PATH, GET=snapshot_route(index, stall_secs=0.1))]))
     yield listener.getsockname()

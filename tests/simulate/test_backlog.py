@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from sgl_router.simulate.backlog import DrainingBacklog
-from sgl_router.simulate.clock import SimClock
+from sgl_router.lab.simulate.backlog import DrainingBacklog
+from sgl_router.lab.simulate.clock import SimClock
 
 TARGET: Any = object()
 

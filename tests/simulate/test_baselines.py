@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
+from sgl_router.lab.simulate.baselines import dynamo_like, min_uncached_half_queue
 from sgl_router.placement import DecisionReason, Unmatched
 from sgl_router.policies import Facts
-from sgl_router.simulate.baselines import dynamo_like, min_uncached_half_queue
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_router.simulate.bounds import floor, pooled
-from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.simulation import FleetSettings
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.simulate.bounds import floor, pooled
+from sgl_router.lab.simulate.job import jobs_of
+from sgl_router.lab.simulate.simulation import FleetSettings
+from sgl_router.lab.simulate.trace import TraceRow
 
 FLEET = FleetSettings(workers=4, cache_tokens=4_096, prefill_tokens_per_sec=1_000.0)
 

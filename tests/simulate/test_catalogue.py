@@ -7,14 +7,14 @@ import random
 import pytest
 
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
+from sgl_router.lab.simulate.brain import Brain, Immediate, Surroundings
+from sgl_router.lab.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names, without_bounds
+from sgl_router.lab.simulate.job import jobs_of
+from sgl_router.lab.simulate.measure import rows_of, summarise
+from sgl_router.lab.simulate.simulation import FleetSettings, Outcome, simulate
+from sgl_router.lab.simulate.trace import TraceRow
+from sgl_router.lab.simulate.workload import make_workload
 from sgl_router.policies import CacheAwareZmq, KvCost
-from sgl_router.simulate.brain import Brain, Immediate, Surroundings
-from sgl_router.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names, without_bounds
-from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.measure import rows_of, summarise
-from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
-from sgl_router.simulate.trace import TraceRow
-from sgl_router.simulate.workload import make_workload
 
 MODEL = ModelConfig(id="m", tokenizer_path="t", kv_cost=KvCostConfig(prefill_tokens_per_sec=123.0))
 

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from sgl_router.simulate.charts import Line, line_chart
+from sgl_router.lab.simulate.charts import Line, line_chart
 
 
 def points(svg: str) -> list[list[tuple[float, float]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sgl_router.simulate.clock import SimClock
+from sgl_router.lab.simulate.clock import SimClock
 
 
 def test_callbacks_come_in_order_and_equal_times_in_the_order_asked_for() -> None:

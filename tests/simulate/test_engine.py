@@ -6,14 +6,14 @@ import random
 
 import pytest
 
-from sgl_router.mock.ops import BlocksRemoved, BlocksStored
-from sgl_router.mock.radix import RadixCache
-from sgl_router.mock.scheduler import EngineModel, EngineRequest
-from sgl_router.mock.timing import TimingModel
-from sgl_router.simulate.clock import SimClock
-from sgl_router.simulate.engine import Engine, Run
-from sgl_router.simulate.fleet import SimWorker
-from sgl_router.simulate.job import Job
+from sgl_router.lab.mock_worker.ops import BlocksRemoved, BlocksStored
+from sgl_router.lab.mock_worker.radix import RadixCache
+from sgl_router.lab.mock_worker.scheduler import EngineModel, EngineRequest
+from sgl_router.lab.mock_worker.timing import TimingModel
+from sgl_router.lab.simulate.clock import SimClock
+from sgl_router.lab.simulate.engine import Engine, Run
+from sgl_router.lab.simulate.fleet import SimWorker
+from sgl_router.lab.simulate.job import Job
 
 PAGE = 4
 TIMING = TimingModel(

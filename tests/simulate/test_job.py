@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.simulate.job import jobs_of
+from sgl_router.lab.simulate.trace import TraceRow
 
 PAGE = 4
 

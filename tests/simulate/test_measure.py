@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sgl_router.simulate.job import Job
-from sgl_router.simulate.measure import (
+from sgl_router.lab.simulate.job import Job
+from sgl_router.lab.simulate.measure import (
     hit_rate_by,
     hit_rate_over_time,
     queue_over_time,
@@ -16,8 +16,8 @@ from sgl_router.simulate.measure import (
     summarise,
     ttft_curve,
 )
-from sgl_router.simulate.record import Record
-from sgl_router.simulate.simulation import Outcome, WorkerTotals
+from sgl_router.lab.simulate.record import Record
+from sgl_router.lab.simulate.simulation import Outcome, WorkerTotals
 
 
 def record(number: int, at: float, start: float, first: float, *, cached: int = 0, predicted: int | None = 0) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sgl_router.simulate.page import COLOURS, figure, legend, page
+from sgl_router.lab.simulate.page import COLOURS, figure, legend, page
 
 
 def test_text_is_escaped_and_colours_are_there_for_both_shades() -> None:

@@ -9,11 +9,11 @@ import msgspec
 import pytest
 
 from sgl_router.config import ModelConfig, QueueConfig
-from sgl_router.simulate.report import render_report
-from sgl_router.simulate.simulation import FleetSettings
-from sgl_router.simulate.study import Study, as_json, run_study
-from sgl_router.simulate.table import format_study
-from sgl_router.simulate.workload import make_workload
+from sgl_router.lab.simulate.report import render_report
+from sgl_router.lab.simulate.simulation import FleetSettings
+from sgl_router.lab.simulate.study import Study, as_json, run_study
+from sgl_router.lab.simulate.table import format_study
+from sgl_router.lab.simulate.workload import make_workload
 
 
 @pytest.fixture(scope="module")

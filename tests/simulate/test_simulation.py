@@ -9,14 +9,14 @@ import pytest
 from msgspec import structs
 
 from sgl_router.config import KvCostConfig, ModelConfig, QueueConfig
-from sgl_router.simulate import catalogue
-from sgl_router.simulate.brain import Brain, Door, Surroundings
-from sgl_router.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names
-from sgl_router.simulate.job import Job, jobs_of
-from sgl_router.simulate.measure import rows_of, summarise
-from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
-from sgl_router.simulate.trace import TraceRow
-from sgl_router.simulate.workload import make_workload
+from sgl_router.lab.simulate import catalogue
+from sgl_router.lab.simulate.brain import Brain, Door, Surroundings
+from sgl_router.lab.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names
+from sgl_router.lab.simulate.job import Job, jobs_of
+from sgl_router.lab.simulate.measure import rows_of, summarise
+from sgl_router.lab.simulate.simulation import FleetSettings, Outcome, simulate
+from sgl_router.lab.simulate.trace import TraceRow
+from sgl_router.lab.simulate.workload import make_workload
 
 SMALL = FleetSettings(workers=2, prefill_tokens_per_sec=1_000.0, decode_ms_per_token=10.0, decode_ms_per_running=0.0)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sgl_router.simulate.trace import TraceError, TraceRow, parse_trace, read_trace, scale_rows
+from sgl_router.lab.simulate.trace import TraceError, TraceRow, parse_trace, read_trace, scale_rows
 
 GOOD = {"timestamp": 7, "input_length": 600, "output_length": 3, "hash_ids": [4, 5]}
 

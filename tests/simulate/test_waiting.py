@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from sgl_router.config import KvCostConfig, ModelConfig, QueueConfig
-from sgl_router.simulate.catalogue import QUEUED
-from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.simulation import FleetSettings, Outcome, simulate
-from sgl_router.simulate.trace import TraceRow
+from sgl_router.lab.simulate.catalogue import QUEUED
+from sgl_router.lab.simulate.job import jobs_of
+from sgl_router.lab.simulate.simulation import FleetSettings, Outcome, simulate
+from sgl_router.lab.simulate.trace import TraceRow
 
 ALONE = FleetSettings(workers=1, prefill_tokens_per_sec=1_000.0, decode_ms_per_token=0.0, decode_ms_per_running=0.0)
 

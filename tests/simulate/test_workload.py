@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from sgl_router.simulate.bounds import floor
-from sgl_router.simulate.job import jobs_of
-from sgl_router.simulate.simulation import FleetSettings
-from sgl_router.simulate.trace import parse_trace
-from sgl_router.simulate.workload import WORKLOADS, make_workload
+from sgl_router.lab.simulate.bounds import floor
+from sgl_router.lab.simulate.job import jobs_of
+from sgl_router.lab.simulate.simulation import FleetSettings
+from sgl_router.lab.simulate.trace import parse_trace
+from sgl_router.lab.simulate.workload import WORKLOADS, make_workload
 
 
 @pytest.mark.parametrize("name", WORKLOADS)

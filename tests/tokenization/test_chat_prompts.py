@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgl_router.mock.config import EMBEDDED_TOKENIZER_PATH
+from sgl_router.lab.mock_worker.config import EMBEDDED_TOKENIZER_PATH
 from sgl_router.prompt import Prompt
 from sgl_router.tokenization import (
     InvalidTokenIds,

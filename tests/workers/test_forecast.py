@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sgl_router.loads import LoadReport
-from sgl_router.workers.forecast import Forecast
+from sgl_router.load.backlog import Forecast
+from sgl_router.load.reports import LoadReport
 
 
 def report(running: int = 1, waiting: int = 0, **more: float) -> LoadReport:

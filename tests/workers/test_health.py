@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from sgl_router.workers import HealthState, WorkerFault
+from sgl_router.upstream.control import control_session
+from sgl_router.upstream.fault import WorkerFault
+from sgl_router.workers import HealthState
 from sgl_router.workers.health import HealthTracker, Probe
-from sgl_router.workers.http import control_session
 
 STARTING, HEALTHY, UNHEALTHY = HealthState.STARTING, HealthState.HEALTHY, HealthState.UNHEALTHY
 

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from sgl_router.workers import WorkerFault
-from sgl_router.workers.http import FetchError, control_session, fetch
+from sgl_router.upstream.control import FetchError, control_session, fetch
+from sgl_router.upstream.fault import WorkerFault
 
 
 async def test_a_port_that_speaks_no_http() -> None:

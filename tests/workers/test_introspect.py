@@ -8,8 +8,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from sgl_router.workers import IntrospectionError, WorkerFault, WorkerMode, introspect
-from sgl_router.workers.http import control_session
+from sgl_router.upstream.control import control_session
+from sgl_router.upstream.fault import WorkerFault
+from sgl_router.workers import IntrospectionError, WorkerMode, introspect
 
 MODELS = (200, {"object": "list", "data": [{"id": "served", "root": "/models/x", "max_model_len": 2048}]})
 

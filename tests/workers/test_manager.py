@@ -21,15 +21,8 @@ from sgl_router.config.schema import (
     StaticUrlsConfig,
 )
 from sgl_router.discovery import Added, DiscoveryEvent, ModeChanged, Removed, StaticUrls
-from sgl_router.workers import (
-    HealthState,
-    PendingWorker,
-    Worker,
-    WorkerFault,
-    WorkerManager,
-    WorkerMode,
-    WorkerRegistry,
-)
+from sgl_router.upstream.fault import WorkerFault
+from sgl_router.workers import HealthState, PendingWorker, Worker, WorkerManager, WorkerMode, WorkerRegistry
 
 HEALTHY, UNHEALTHY, STARTING = HealthState.HEALTHY, HealthState.UNHEALTHY, HealthState.STARTING
 VLLM_MODELS = (200, {"data": [{"id": "m", "root": "/models/m"}]})

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.workers.prefill_speed import PrefillSpeed, Shown
+from sgl_router.load.prefill_speed import PrefillSpeed, Shown
 
 
 def learned(*speeds: float, initial: float = 8_000.0) -> PrefillSpeed:

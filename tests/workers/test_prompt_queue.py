@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.workers.prefill_speed import PrefillSpeed
-from sgl_router.workers.prompt_queue import PromptQueue
+from sgl_router.load.prefill_backlog import PromptQueue
+from sgl_router.load.prefill_speed import PrefillSpeed
 
 
 def queue(speed: float = 1_000.0, **settings: float) -> PromptQueue:

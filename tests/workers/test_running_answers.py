@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.workers.running_answers import RunningAnswers
+from sgl_router.load.decode_estimate import RunningAnswers
 
 
 def test_answers_grow_with_time() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from sgl_router.workers import IntrospectionError, KvEventSource, WorkerFault, WorkerInfo, WorkerMode
+from sgl_router.upstream.fault import WorkerFault
+from sgl_router.workers import IntrospectionError, KvEventSource, WorkerInfo, WorkerMode
 from sgl_router.workers.server_info import parse_model_list, parse_server_info
 
 URL = "http://10.0.0.3:30000"

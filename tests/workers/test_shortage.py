@@ -11,8 +11,9 @@ import aiohttp
 import pytest
 
 from sgl_router.discovery import Added
-from sgl_router.workers import HealthState, WorkerFault
-from sgl_router.workers.http import FetchError, fetch
+from sgl_router.upstream.control import FetchError, fetch
+from sgl_router.upstream.fault import WorkerFault
+from sgl_router.workers import HealthState
 from tests.workers.test_manager import Fleet
 
 

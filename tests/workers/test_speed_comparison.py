@@ -7,8 +7,8 @@ from math import log
 
 import pytest
 
-from sgl_router.workers.prefill_speed import PrefillSpeed
-from sgl_router.workers.speed_comparison import compare
+from sgl_router.load.prefill_speed import PrefillSpeed
+from sgl_router.load.speed_comparison import compare
 
 OVERHEAD = 0.015
 

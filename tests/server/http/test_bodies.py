@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sgl_router.server.http.limits import HttpLimits
-from sgl_router.server.memory import BodyBudget
+from sgl_router.http.limits import HttpLimits
+from sgl_router.http.memory import BodyBudget
 from tests.conformance.case import CHUNKED, ECHO, HOST, post
 from tests.conformance.rig import Rig, read_reply, running, until
 

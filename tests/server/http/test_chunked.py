@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from sgl_router.errors import BodyTooLarge
-from sgl_router.server.http.chunked import MAX_EXTENSION_BYTES, ChunkedDecoder
-from sgl_router.server.http.faults import HttpFault, HttpRefused
+from sgl_router.http.chunked import MAX_EXTENSION_BYTES, ChunkedDecoder
+from sgl_router.http.faults import HttpFault, HttpRefused
 
 
 def test_a_chunk_that_is_too_much_is_refused_by_its_size_line() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from sgl_router.errors import NoHealthyWorkers
-from sgl_router.proxy import ClientGone
-from sgl_router.server.http.connection import Stage
-from sgl_router.server.http.limits import HttpLimits
-from sgl_router.server.routes import Route
+from sgl_router.http import ClientGone
+from sgl_router.http.connection import Stage
+from sgl_router.http.limits import HttpLimits
+from sgl_router.http.routes import Route
 from tests.conformance.case import ECHO, HEALTH, STREAM, post
 from tests.conformance.rig import Rig, read_reply, running, until
 

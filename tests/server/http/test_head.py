@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from sgl_router.server.http.faults import HttpFault, HttpRefused
-from sgl_router.server.http.head import MAX_FIELDS, MAX_HEAD_BYTES, read_head
+from sgl_router.http.faults import HttpFault, HttpRefused
+from sgl_router.http.head import MAX_FIELDS, MAX_HEAD_BYTES, read_head
 
 RAW = b"POST /v1/x?y=z HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Encoding: br\r\nX: y  \r\n\r\n"
 

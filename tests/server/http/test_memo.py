@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from sgl_router.server.http.head import RequestHead, read_head
-from sgl_router.server.http.memo import HeadMemo
+from sgl_router.http.head import RequestHead, read_head
+from sgl_router.http.request_head_cache import HeadMemo
 from tests.conformance.mutation import MESSAGES, edited, random_edits
 
 FIELDS = list(RequestHead.__slots__)

@@ -1,0 +1,18 @@
+"""A JSON document as a response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from sgl_router.http import Outbound
+
+__all__ = ["send_json"]
+
+_JSON = [(b"content-type", b"application/json")]
+
+
+async def send_json(out: Outbound, document: Any, status: int = 200) -> None:
+    """Raises ClientGone."""
+    await out.send(status, _JSON, msgspec.json.encode(document))

@@ -1,0 +1,1 @@
+"""Following a stream: frames received, checked, repaired and applied."""

@@ -1,0 +1,1 @@
+"""Who holds which prefix: block keys, the table of holders, and how far a prompt is held."""

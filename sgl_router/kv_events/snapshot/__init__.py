@@ -1,0 +1,1 @@
+"""The index as bytes, so that it survives a restart."""

@@ -1,0 +1,1 @@
+"""Deciding in another process: messages, and both ends of the socket."""

@@ -1,0 +1,1 @@
+"""The life of the router's processes: put together, supervised, drained, stopped."""

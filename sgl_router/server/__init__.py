@@ -1,1 +1,0 @@
-"""The HTTP surface and the process around it."""
