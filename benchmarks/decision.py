@@ -34,7 +34,7 @@ from index_work import root_tokens, stored, table
 from sgl_router.api.body import parse_chat
 from sgl_router.kv_events import KvIndex
 from sgl_router.kv_events.follow.wire import Frame
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.policies.cache_aware import CacheAwareZmq
 from sgl_router.tokenization import ModelTokenizer
 from sgl_router.workers import KvEventSource, Target, Worker, WorkerInfo
@@ -92,7 +92,7 @@ class Rig(NamedTuple):
         lap()
         match = await self.index.match(MODEL, prompt)
         lap()
-        decision = self.policy.select(self.targets, Facts(match=match, prompt_tokens=len(prompt)))
+        decision = self.policy.select(self.targets, PolicyInput(match=match, prompt_tokens=len(prompt)))
         lap()
         wall = {name: walls[i + 1] - walls[i] for i, name in enumerate(STEPS)}
         cpu = {name: cpus[i + 1] - cpus[i] for i, name in enumerate(STEPS)}

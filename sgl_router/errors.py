@@ -18,7 +18,7 @@ __all__ = [
     "QueueTimeout",
     "RouteNotFound",
     "RouterError",
-    "RoutingAway",
+    "RoutingUnavailable",
     "SnapshotBusy",
     "StaleRequestExpired",
     "UpstreamBodyIncomplete",
@@ -42,7 +42,7 @@ class ErrorCode(str, Enum):
     STALE_REQUEST_EXPIRED = "stale_request_expired"
     NO_HEALTHY_WORKERS = "no_healthy_workers"
     SNAPSHOT_BUSY = "snapshot_busy"
-    ROUTING_AWAY = "routing_away"
+    ROUTING_UNAVAILABLE = "routing_unavailable"
     QUEUE_FULL = "queue_full"
     QUEUE_TIMEOUT = "queue_timeout"
     OVERLOADED = "overloaded"
@@ -141,10 +141,10 @@ class Overloaded(RouterError):
         self.retry_after = retry_after
 
 
-class RoutingAway(RouterError):
+class RoutingUnavailable(RouterError):
     """Only the routing process could answer this, and it is being restarted or does not answer."""
 
-    code, status, retry_after = ErrorCode.ROUTING_AWAY, 503, 1
+    code, status, retry_after = ErrorCode.ROUTING_UNAVAILABLE, 503, 1
 
 
 class SnapshotBusy(RouterError):

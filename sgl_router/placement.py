@@ -41,7 +41,7 @@ class DecisionReason(str, Enum):
     ROUND_ROBIN = "round_robin"
     RANDOM = "random"
     POWER_OF_TWO = "power_of_two"
-    ROUTING_AWAY = "routing_away"
+    ROUTING_UNAVAILABLE = "routing_unavailable"
     """The process that decides could not be asked: least load as far as the data process knows it."""
 
 

@@ -10,8 +10,8 @@ from sgl_router.http.answer import send_json
 from sgl_router.routing.views import lease_view
 
 if TYPE_CHECKING:
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.http.routes import Serve
     from sgl_router.routing import DecisionLog
     from sgl_router.services import Services
@@ -23,10 +23,10 @@ _DEFAULT_LIMIT = 100
 
 
 def decisions_route(decisions: DecisionLog) -> Serve:
-    async def serve(services: Services, inbound: Inbound, out: Outbound) -> None:
+    async def serve(services: Services, request: Request, writer: ResponseWriter) -> None:
         """Newest first; `?limit=` says how many. Raises BadRequest."""
-        found = decisions.last(_limit(inbound.query))
-        await send_json(out, {"decisions": [lease_view(lease) for lease in found]})
+        found = decisions.last(_limit(request.query))
+        await send_json(writer, {"decisions": [lease_view(lease) for lease in found]})
 
     return serve
 

@@ -2,7 +2,7 @@
 
 Guarantees: status, headers and body are those of the other process; a client that reads slowly slows the sender, so
 nothing piles up here.
-Failure modes: where the other process does not answer, the client gets 503 `routing_away`.
+Failure modes: where the other process does not answer, the client gets 503 `routing_unavailable`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from sgl_router.errors import ConnectFailed, RoutingAway, UpstreamTimeout, UpstreamUnreachable
+from sgl_router.errors import ConnectFailed, RoutingUnavailable, UpstreamTimeout, UpstreamUnreachable
 from sgl_router.http.envelope import ERROR_HEADER
 from sgl_router.upstream import Deadline, UpstreamPool
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sgl_router.descriptors import Descriptors
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.services import Services
 
 __all__ = ["Forward"]
@@ -46,38 +46,38 @@ class Forward:
         self._away = away
         self._pool = UpstreamPool(descriptors=descriptors, max_connections=connections)
 
-    async def serve(self, services: Services, inbound: Inbound, out: Outbound) -> None:
-        """Raises RoutingAway, UpstreamTimeout and ClientGone."""
+    async def serve(self, services: Services, request: Request, writer: ResponseWriter) -> None:
+        """Raises RoutingUnavailable, UpstreamTimeout and ClientGone."""
         with Deadline() as deadline:
             try:
                 # HEAD is asked as GET: `out` leaves the body out, and knows its length.
                 exchange = await self._pool.open(
                     self._url,
-                    b"GET" if inbound.method == "HEAD" else inbound.method.encode("ascii"),
-                    inbound.target,
-                    b"%b\r\nx-request-id: %b" % (inbound.forwarded, inbound.request_id.encode("ascii")),
-                    inbound.body,
+                    b"GET" if request.method == "HEAD" else request.method.encode("ascii"),
+                    request.target,
+                    b"%b\r\nx-request-id: %b" % (request.forwarded, request.request_id.encode("ascii")),
+                    request.body,
                     deadline=deadline,
                     connect_secs=_CONNECT_SECS,
                     answer_secs=_ANSWER_SECS,
                 )
             except (ConnectFailed, UpstreamUnreachable, UpstreamTimeout) as error:
-                raise RoutingAway(self._away()) from error
+                raise RoutingUnavailable(self._away()) from error
             with exchange:
                 connection = exchange.connection
                 if connection.complete:
                     deadline.disarm()
                     body = connection.take()
-                    await out.send(connection.status, connection.lines + _code(connection.status, body), body)
+                    await writer.send(connection.status, connection.lines + _code(connection.status, body), body)
                     return
-                await out.start(connection.status, connection.lines)
+                await writer.start(connection.status, connection.lines)
                 deadline.disarm()
                 while (piece := await exchange.read()) is not None:
                     deadline.disarm()
-                    await out.write(piece)
+                    await writer.write(piece)
                     deadline.arm(_IDLE_SECS, _silent)
                 deadline.disarm()
-                await out.end()
+                await writer.end()
 
     def close(self) -> None:
         self._pool.close()

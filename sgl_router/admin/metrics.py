@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from sgl_router.observability.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.services import Services
 
 __all__ = ["serve_metrics"]
@@ -16,5 +16,5 @@ __all__ = ["serve_metrics"]
 _HEADERS = [(b"content-type", CONTENT_TYPE.encode("ascii"))]
 
 
-async def serve_metrics(services: Services, inbound: Inbound, out: Outbound) -> None:
-    await out.send(200, _HEADERS, await services.metrics.render_aside())
+async def serve_metrics(services: Services, request: Request, writer: ResponseWriter) -> None:
+    await writer.send(200, _HEADERS, await services.metrics.render_aside())

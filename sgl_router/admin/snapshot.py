@@ -13,8 +13,8 @@ from sgl_router.http import ClientGone
 from sgl_router.kv_events import KvIndex, encode_snapshot
 
 if TYPE_CHECKING:
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.http.routes import Serve
     from sgl_router.services import Services
 
@@ -31,24 +31,24 @@ def snapshot_route(index: KvIndex, *, stall_secs: float = _STALL_SECS) -> Serve:
     """One at a time: a copy costs memory and events wait for it. A client that stops reading is cut off."""
     busy = False
 
-    async def serve(services: Services, inbound: Inbound, out: Outbound) -> None:
+    async def serve(services: Services, request: Request, writer: ResponseWriter) -> None:
         nonlocal busy
         if busy:
             raise SnapshotBusy("another snapshot is being sent; try again in a moment")
         busy = True
         try:
-            await out.start(200, _HEADERS)
-            if inbound.method != "HEAD":
+            await writer.start(200, _HEADERS)
+            if request.method != "HEAD":
                 async with contextlib.aclosing(encode_snapshot(index)) as chunks:
                     async for chunk in chunks:
-                        await asyncio.wait_for(out.write(chunk), stall_secs)
-            await asyncio.wait_for(out.end(), stall_secs)
+                        await asyncio.wait_for(writer.write(chunk), stall_secs)
+            await asyncio.wait_for(writer.end(), stall_secs)
         except ClientGone:
             raise
         except Exception as error:
             # The status line is out: only a broken connection still tells the peer.
             log.warning("kv snapshot broke off", reason=repr(error))
-            out.abort()
+            writer.abort()
         finally:
             busy = False
 

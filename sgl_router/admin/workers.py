@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from sgl_router.http.answer import send_json
 
 if TYPE_CHECKING:
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.kv_events import RankStatus
     from sgl_router.services import Services
     from sgl_router.workers import Target, Worker
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["serve_workers", "workers_view"]
 
 
-async def serve_workers(services: Services, inbound: Inbound, out: Outbound) -> None:
-    await send_json(out, workers_view(services))
+async def serve_workers(services: Services, request: Request, writer: ResponseWriter) -> None:
+    await send_json(writer, workers_view(services))
 
 
 def workers_view(services: Services) -> dict[str, Any]:

@@ -103,10 +103,10 @@ async def is_unrenderable(model: Model, body: bytes) -> bool:
 
 
 async def _prepare(exchange: Exchange, chat: JsonObject) -> RouteRequest:
-    inbound = exchange.inbound
-    fingerprint = xxhash.xxh3_64_intdigest(inbound.body)
+    request = exchange.request
+    fingerprint = xxhash.xxh3_64_intdigest(request.body)
     return await route_request(
-        exchange.model, exchange.adapter, chat, inbound.headers, inbound.request_id, fingerprint
+        exchange.model, exchange.adapter, chat, request.headers, request.request_id, fingerprint
     )
 
 

@@ -10,8 +10,8 @@ from sgl_router.upstream import Relayed
 
 if TYPE_CHECKING:
     from sgl_router.api.body import JsonObject
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.routing import RouteRequest
     from sgl_router.services import Model, Services
     from sgl_router.workers import Worker
@@ -37,27 +37,27 @@ class Exchange:
         "adapter",
         "body",
         "endpoint",
-        "inbound",
         "model",
-        "out",
         "record",
         "relayed",
         "request",
+        "route_request",
         "services",
         "tried",
+        "writer",
     )
 
     body: JsonObject | None
     model: Model
     adapter: str | None
-    request: RouteRequest
+    route_request: RouteRequest
 
-    def __init__(self, endpoint: Endpoint, services: Services, inbound: Inbound, out: Outbound) -> None:
+    def __init__(self, endpoint: Endpoint, services: Services, request: Request, writer: ResponseWriter) -> None:
         self.endpoint = endpoint
         self.services = services
-        self.inbound = inbound
-        self.out = out
-        self.record = RequestRecord(inbound.request_id)
+        self.request = request
+        self.writer = writer
+        self.record = RequestRecord(request.request_id)
         self.relayed = Relayed()
         self.body = None
         self.tried: set[Worker] = set()

@@ -11,8 +11,8 @@ from sgl_router.errors import ModelNotFound
 from sgl_router.http.answer import send_json
 
 if TYPE_CHECKING:
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.services import Model, Services
 
 __all__ = ["MODELS_PATH", "serve_model", "serve_models"]
@@ -20,18 +20,18 @@ __all__ = ["MODELS_PATH", "serve_model", "serve_models"]
 MODELS_PATH = "/v1/models"
 
 
-async def serve_models(services: Services, inbound: Inbound, out: Outbound) -> None:
+async def serve_models(services: Services, request: Request, writer: ResponseWriter) -> None:
     """OpenAI's list."""
-    await send_json(out, {"object": "list", "data": [_entry(services, model) for model in _served(services)]})
+    await send_json(writer, {"object": "list", "data": [_entry(services, model) for model in _served(services)]})
 
 
-async def serve_model(services: Services, inbound: Inbound, out: Outbound) -> None:
+async def serve_model(services: Services, request: Request, writer: ResponseWriter) -> None:
     """One entry of that list. Raises ModelNotFound for what is not in it."""
-    name = unquote(inbound.path.removeprefix(MODELS_PATH + "/"), errors="replace")
+    name = unquote(request.path.removeprefix(MODELS_PATH + "/"), errors="replace")
     served = {model.id: model for model in _served(services)}
     if name not in served:
         raise ModelNotFound(f"model {name[:200]!r} is not served here; served models: {sorted(served)}", "model")
-    await send_json(out, _entry(services, served[name]))
+    await send_json(writer, _entry(services, served[name]))
 
 
 def _served(services: Services) -> Iterator[Model]:

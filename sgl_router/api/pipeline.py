@@ -36,8 +36,8 @@ from sgl_router.upstream import Deadline, Relayed, Said, relay
 from sgl_router.upstream.retry_after import retry_after_secs
 
 if TYPE_CHECKING:
-    from sgl_router.http import Outbound
-    from sgl_router.http.request import Inbound
+    from sgl_router.http import ResponseWriter
+    from sgl_router.http.request import Request
     from sgl_router.http.routes import Serve
     from sgl_router.routing import Lease
     from sgl_router.services import Services
@@ -64,8 +64,8 @@ _OUTCOMES: dict[type[Exception], Outcome] = {
 def pipeline(endpoint: Endpoint) -> Serve:
     """A route's handler. It raises only ClientGone and CancelledError: then no client is there to be answered."""
 
-    async def serve(services: Services, inbound: Inbound, out: Outbound) -> None:
-        exchange = Exchange(endpoint, services, inbound, out)
+    async def serve(services: Services, request: Request, writer: ResponseWriter) -> None:
+        exchange = Exchange(endpoint, services, request, writer)
         record = exchange.record
         try:
             for step in STEPS:
@@ -76,7 +76,7 @@ def pipeline(endpoint: Endpoint) -> Serve:
             record.outcome = Outcome.CLIENT_GONE
             raise
         except Exception:
-            log.exception("request failed", request_id=inbound.request_id)
+            log.exception("request failed", request_id=request.request_id)
             record.outcome = Outcome.INTERNAL
             failure = InternalError("the router failed on this request; its log has the details under the request id")
             await _answer_error(exchange, failure)
@@ -90,7 +90,7 @@ def pipeline(endpoint: Endpoint) -> Serve:
 
 
 async def parse(exchange: Exchange) -> None:
-    exchange.body = await exchange.endpoint.read(exchange.inbound.body)
+    exchange.body = await exchange.endpoint.read(exchange.request.body)
 
 
 async def admit(exchange: Exchange) -> None:
@@ -104,7 +104,7 @@ async def prepare(exchange: Exchange) -> None:
     """What the router is asked. The fields are let go: they are as large as the body, and a response takes minutes."""
     body, exchange.body = exchange.body, None
     assert body is not None
-    exchange.request = await exchange.endpoint.prepare(exchange, body)
+    exchange.route_request = await exchange.endpoint.prepare(exchange, body)
 
 
 async def dispatch(exchange: Exchange) -> None:
@@ -112,7 +112,7 @@ async def dispatch(exchange: Exchange) -> None:
     services, record = exchange.services, exchange.record
     failure: RouterError | None = None
     for _ in range(MAX_ATTEMPTS):
-        lease = await services.routing.choose(exchange.request, exchange.tried)
+        lease = await services.routing.choose(exchange.route_request, exchange.tried)
         if lease is None:
             break
         record.decided(lease.placement, lease.waited_secs)
@@ -143,7 +143,7 @@ STEPS: tuple[Callable[[Exchange], Awaitable[None]], ...] = (parse, admit, prepar
 
 async def _attempt(exchange: Exchange, lease: Lease) -> None:
     """Send, relay, release. Leaves `record.outcome` saying how the worker did, if it returns."""
-    services, inbound, record = exchange.services, exchange.inbound, exchange.record
+    services, request, record = exchange.services, exchange.request, exchange.record
     placement, proxy = lease.placement, services.config.proxy
     target = placement.decode.target
     with Deadline() as deadline:
@@ -151,9 +151,9 @@ async def _attempt(exchange: Exchange, lease: Lease) -> None:
         upstream = await services.pool.open(
             target.worker.url,
             b"POST",
-            inbound.path.encode("ascii"),
-            _header_lines(inbound, target, services.worker_api_key),
-            inbound.body,
+            request.path.encode("ascii"),
+            _header_lines(request, target, services.worker_api_key),
+            request.body,
             deadline=deadline,
             connect_secs=proxy.connect_timeout_secs,
             answer_secs=proxy.request_timeout_secs,
@@ -163,7 +163,7 @@ async def _attempt(exchange: Exchange, lease: Lease) -> None:
             # Was it the request that this failed of? Where it was not rendered, that is looked into at the end.
             suspect = status >= 500 and placement.prefill.unmatched is Unmatched.NOT_ASKED
             if not suspect:
-                inbound.sent()
+                request.sent()
             if status < 400:
                 upstream.connection.heard_by = target.worker
 
@@ -173,7 +173,7 @@ async def _attempt(exchange: Exchange, lease: Lease) -> None:
 
             await relay(
                 upstream,
-                exchange.out,
+                exchange.writer,
                 exchange.relayed,
                 deadline=deadline,
                 idle_secs=proxy.stream_idle_timeout_secs,
@@ -190,7 +190,7 @@ async def _release(exchange: Exchange, lease: Lease, upstream: UpstreamExchange,
     ending = relayed.ending
     if outcome is Outcome.COMPLETED:
         record.cached_tokens = ending.cached_tokens
-        wanted = relayed.streamed and exchange.request.wants_usage
+        wanted = relayed.streamed and exchange.route_request.wants_usage
         lease.end(outcome, ending.cached_tokens, ending.output_tokens if wanted else None)
         return
     suspect = suspect and outcome in FAILURES
@@ -198,7 +198,7 @@ async def _release(exchange: Exchange, lease: Lease, upstream: UpstreamExchange,
         outcome,
         status=relayed.judged_status,
         retry_after_secs=None if relayed.status < 400 else retry_after_secs(upstream.headers, time.time()),
-        unrenderable=suspect and await exchange.endpoint.is_unrenderable(exchange.model, exchange.inbound.body),
+        unrenderable=suspect and await exchange.endpoint.is_unrenderable(exchange.model, exchange.request.body),
     )
 
 
@@ -218,14 +218,14 @@ def _outcome(relayed: Relayed) -> Outcome:
 
 def _stale(exchange: Exchange) -> StaleRequestExpired:
     services = exchange.services
-    services.metrics.stale.labels("stream_closed" if exchange.out.started else "answered_504").inc()
+    services.metrics.stale.labels("stream_closed" if exchange.writer.started else "answered_504").inc()
     bound = services.config.active_load.stale_request_timeout_secs
     return StaleRequestExpired(f"the request was older than {bound:g} s and has been given up")
 
 
-def _header_lines(inbound: Inbound, target: Target, key: str | None) -> bytes:
+def _header_lines(request: Request, target: Target, key: str | None) -> bytes:
     """What a worker is told of the request: the client's headers, and the router's own."""
-    lines = b"%b\r\nx-request-id: %b" % (inbound.forwarded, inbound.request_id.encode("ascii"))
+    lines = b"%b\r\nx-request-id: %b" % (request.forwarded, request.request_id.encode("ascii"))
     if target.worker.dp_size > 1:
         lines += b"\r\n%b: %d" % (RANK_HEADER, target.dp_rank)
     if key is not None and b"\r\nauthorization: " not in lines:
@@ -237,30 +237,30 @@ def _header_lines(inbound: Inbound, target: Target, key: str | None) -> bytes:
 
 
 async def _answer_error(exchange: Exchange, error: RouterError) -> None:
-    record, relayed, out = exchange.record, exchange.relayed, exchange.out
+    record, relayed, writer = exchange.record, exchange.relayed, exchange.writer
     record.error = error
     # Their frames hold the record, and the body: a cycle of megabytes, for a collector that seldom comes by.
     error.__traceback__ = error.__context__ = None
     exchange.services.metrics.errors.labels(error.code.value).inc()
     if isinstance(error, NoHealthyWorkers) or (record.placement is None and not isinstance(error, InternalError)):
         record.outcome = Outcome.REJECTED
-    if not out.started:
+    if not writer.started:
         status, headers, body = error_response(error)
         record.status = status
         decided = record.placement.header_lines() if record.placement is not None else b""
-        await out.send(status, header_lines(headers) + decided, body)
+        await writer.send(status, header_lines(headers) + decided, body)
     elif relayed.streamed:
         try:
-            await asyncio.wait_for(_end_stream(out, error), ERROR_EVENT_SECS)
+            await asyncio.wait_for(_end_stream(writer, error), ERROR_EVENT_SECS)
         except asyncio.TimeoutError:
-            out.abort()  # the client does not read; no guard and no deadline watches this request any more
+            writer.abort()  # the client does not read; no guard and no deadline watches this request any more
     else:
-        out.abort()  # part of a body is out: only a broken connection still says that it is not whole
+        writer.abort()  # part of a body is out: only a broken connection still says that it is not whole
 
 
-async def _end_stream(out: Outbound, error: RouterError) -> None:
-    await out.write(error_event(error))
-    await out.end()
+async def _end_stream(writer: ResponseWriter, error: RouterError) -> None:
+    await writer.write(error_event(error))
+    await writer.end()
 
 
 def _record(exchange: Exchange) -> None:

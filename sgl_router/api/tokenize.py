@@ -11,12 +11,12 @@ import numpy as np
 from sgl_router.api.body import JsonObject, read_json
 from sgl_router.api.json_slices import READ_BYTES
 from sgl_router.errors import BadRequest, RouterError
-from sgl_router.http import Outbound
+from sgl_router.http import ResponseWriter
 from sgl_router.http.envelope import error_response
 from sgl_router.tokenization import TokenizeBadRequest, Unrenderable, detokenize_request, tokenize_request
 
 if TYPE_CHECKING:
-    from sgl_router.http.request import Inbound
+    from sgl_router.http.request import Request
     from sgl_router.services import Services
     from sgl_router.tokenization import ModelTokenizer
 
@@ -29,17 +29,17 @@ _SLICE_IDS = 16_384
 _Answer = Callable[["ModelTokenizer", Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
-async def serve_tokenize(services: Services, inbound: Inbound, out: Outbound) -> None:
-    await _serve(services, inbound, out, tokenize_request)
+async def serve_tokenize(services: Services, request: Request, writer: ResponseWriter) -> None:
+    await _serve(services, request, writer, tokenize_request)
 
 
-async def serve_detokenize(services: Services, inbound: Inbound, out: Outbound) -> None:
-    await _serve(services, inbound, out, detokenize_request)
+async def serve_detokenize(services: Services, request: Request, writer: ResponseWriter) -> None:
+    await _serve(services, request, writer, detokenize_request)
 
 
-async def _serve(services: Services, inbound: Inbound, out: Outbound, answer: _Answer) -> None:
+async def _serve(services: Services, request: Request, writer: ResponseWriter, answer: _Answer) -> None:
     try:
-        body = await read_json(inbound.body)
+        body = await read_json(request.body)
         for name in body.unread:
             raise BadRequest(f"{name!r} is larger than what is read here: {READ_BYTES} bytes", name)
         tokenizer = _tokenizer(services, body)
@@ -52,12 +52,12 @@ async def _serve(services: Services, inbound: Inbound, out: Outbound, answer: _A
             raise BadRequest(f"only a worker can encode this chat: {error.message}", error.param) from None
         encoded = await _encoded(tokenizer, reply)
         if len(encoded) > _LARGE_BYTES:
-            inbound.charge(len(encoded))  # six times the body, where each character is a token
+            request.charge(len(encoded))  # six times the body, where each character is a token
     except RouterError as error:
         services.metrics.errors.labels(error.code.value).inc()
-        await out.send(*error_response(error))
+        await writer.send(*error_response(error))
         return
-    await out.send(200, [(b"content-type", b"application/json")], encoded)
+    await writer.send(200, [(b"content-type", b"application/json")], encoded)
 
 
 async def _encoded(tokenizer: ModelTokenizer, reply: dict[str, Any]) -> bytes:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from sgl_router.http.headers import RANK_HEADER, Headers, forward_headers, header_lines, header_pairs
-from sgl_router.http.outbound import ClientGone, DirectOutbound, Outbound
+from sgl_router.http.outbound import ClientGone, DirectWriter, ResponseWriter
 
 __all__ = [
     "RANK_HEADER",
     "ClientGone",
-    "DirectOutbound",
+    "DirectWriter",
     "Headers",
-    "Outbound",
+    "ResponseWriter",
     "forward_headers",
     "header_lines",
     "header_pairs",

@@ -6,13 +6,13 @@ from typing import Any
 
 import msgspec
 
-from sgl_router.http import Outbound
+from sgl_router.http import ResponseWriter
 
 __all__ = ["send_json"]
 
 _JSON = [(b"content-type", b"application/json")]
 
 
-async def send_json(out: Outbound, document: Any, status: int = 200) -> None:
+async def send_json(writer: ResponseWriter, document: Any, status: int = 200) -> None:
     """Raises ClientGone."""
-    await out.send(status, _JSON, msgspec.json.encode(document))
+    await writer.send(status, _JSON, msgspec.json.encode(document))

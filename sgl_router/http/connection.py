@@ -15,9 +15,9 @@ from sgl_router.http.cors import is_client_route
 from sgl_router.http.faults import HttpFault, HttpRefused
 from sgl_router.http.head import RequestHead, read_head
 from sgl_router.http.refusals import body_too_large, check_encoding, too_many_requests
-from sgl_router.http.request import Inbound, request_id
-from sgl_router.http.request_head_cache import HeadMemo
-from sgl_router.http.response import ResponseWriter
+from sgl_router.http.request import Request, request_id
+from sgl_router.http.request_head_cache import RequestHeadCache
+from sgl_router.http.response import Http1Writer
 from sgl_router.http.routes import UNMATCHED
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class ClientConnection(asyncio.Protocol):
         self._at = 0  # what lies before it in `_ahead` has been dealt with
         self._partial = False
         self._linger = False
-        self._memo: HeadMemo | None = None
+        self._memo: RequestHeadCache | None = None
         self._reading_paused = False
         self._missing = 0
         self._held = 0  # bytes of the body that the budget counts
@@ -169,7 +169,7 @@ class ClientConnection(asyncio.Protocol):
                     self._partial = True
                     self.due = server.now + server.limits.head_secs
                 return
-            self._memo = HeadMemo.of(head, data[at : head.end])
+            self._memo = RequestHeadCache.of(head, data[at : head.end])
         self._partial = False
         routes = self._routes
         route = routes.exact.get(head.path) or routes.other(head.path)
@@ -290,16 +290,16 @@ class ClientConnection(asyncio.Protocol):
             body, self._body = b"", None
             self.release()
         path = head.path.decode("latin-1")
-        inbound = Inbound(head.method, path, head.target, head.headers, forwarded, body, name, self)
-        out = ResponseWriter(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
+        request = Request(head.method, path, head.target, head.headers, forwarded, body, name, self)
+        writer = Http1Writer(self, name, keep_alive, head.http_1_0, head.method == "HEAD")
         cors = self.server.cors
         if cors is not None and is_client_route(path):
-            out.cors = cors.lines(head.headers)
+            writer.cors = cors.lines(head.headers)
         self._linger = refusal is not None and not keep_alive
         self.stage = _SERVING
         self.due = math.inf
         self._began = False
-        self._task = self.server.loop.create_task(self._run(inbound, out, refusal))
+        self._task = self.server.loop.create_task(self._run(request, writer, refusal))
 
     def _refuse_head(self, fault: HttpRefused, data: bytes) -> None:
         """Answer what is not a request, or not yet: there is no method, and no knowing where the next one begins."""
@@ -321,39 +321,39 @@ class ClientConnection(asyncio.Protocol):
             self.server.trimmer.freed(self._held)
             self._held = 0
 
-    async def _run(self, inbound: Inbound, out: ResponseWriter, refusal: RouterError | None) -> None:
+    async def _run(self, request: Request, writer: Http1Writer, refusal: RouterError | None) -> None:
         self._began = True
         accounting = self.server.accounting
         try:
             if refusal is None:
                 assert self._serve is not None
                 try:
-                    await self._serve(self.server.services, inbound, out)
+                    await self._serve(self.server.services, request, writer)
                 except RouterError as error:
                     refusal = error
                 except ClientGone:
                     pass  # recorded by the handler
                 except Exception:
-                    refusal = accounting.failed(inbound.request_id, inbound.path)
-            if refusal is not None and not out.started:
-                method, target = inbound.method, self._head.target
-                await out.send(*accounting.refusal(refusal, inbound.request_id, method, target, self._route.allow))
+                    refusal = accounting.failed(request.request_id, request.path)
+            if refusal is not None and not writer.started:
+                method, target = request.method, self._head.target
+                await writer.send(*accounting.refusal(refusal, request.request_id, method, target, self._route.allow))
         except ClientGone:
             pass
         finally:
             refusal = None  # its traceback holds this frame
             self._task = None
             self.release()
-            accounting.end(self._route.template, inbound.method, out.status)
-            self._served(out)
+            accounting.end(self._route.template, request.method, writer.status)
+            self._served(writer)
 
-    def _served(self, out: ResponseWriter) -> None:
+    def _served(self, writer: Http1Writer) -> None:
         if self.gone:
             return
-        if not out.complete:
+        if not writer.complete:
             self.abort()  # only a broken connection still says that the answer is not whole
             return
-        if not out.keep_alive or (self.server.services.closing and not self._ahead):
+        if not writer.keep_alive or (self.server.services.closing and not self._ahead):
             self._finish()
             return
         self.stage = _HEAD

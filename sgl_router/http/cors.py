@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sgl_router.errors import BadRequest
-from sgl_router.http import Headers, Outbound
+from sgl_router.http import Headers, ResponseWriter
 
 if TYPE_CHECKING:
     from sgl_router.config import CorsConfig
-    from sgl_router.http.request import Inbound
+    from sgl_router.http.request import Request
 
 __all__ = ["Cors", "is_client_route"]
 
@@ -68,9 +68,9 @@ class Cors:
             lines += b"\r\naccess-control-allow-headers: %b" % requested
         return lines
 
-    async def serve(self, services: object, inbound: Inbound, out: Outbound) -> None:
+    async def serve(self, services: object, request: Request, writer: ResponseWriter) -> None:
         """Answer a preflight; raises BadRequest."""
-        await out.send(204, self.preflight(inbound.headers), b"")
+        await writer.send(204, self.preflight(request.headers), b"")
 
     def _lines(self, origin: bytes) -> bytes:
         return b"\r\naccess-control-allow-origin: %b\r\naccess-control-expose-headers: %b" % (origin, _EXPOSED)

@@ -6,14 +6,14 @@ from typing import Protocol
 
 from sgl_router.http.headers import Headers
 
-__all__ = ["ClientGone", "DirectOutbound", "Outbound"]
+__all__ = ["ClientGone", "DirectWriter", "ResponseWriter"]
 
 
 class ClientGone(Exception):
     """The client closed its connection; nobody reads what is still to come."""
 
 
-class Outbound(Protocol):
+class ResponseWriter(Protocol):
     """One answer to one client. Either `send` once, or `start`, any number of `write`, then `end`.
 
     Headers are pairs, or their lines. `write` returns when the client may be sent more: that is the back-pressure. All
@@ -36,10 +36,10 @@ class Outbound(Protocol):
         """Break the connection, so that the client can tell that the answer is not whole."""
 
 
-class DirectOutbound(Outbound, Protocol):
+class DirectWriter(ResponseWriter, Protocol):
     """One that can also take a piece at once, outside of any task: a stream then costs no wake-up per event.
 
-    An Outbound without `try_write` is served by `write` alone.
+    An ResponseWriter without `try_write` is served by `write` alone.
     """
 
     def try_write(self, data: bytes, last: bool = False) -> bool:

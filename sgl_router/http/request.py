@@ -11,7 +11,7 @@ import msgspec
 
 from sgl_router.http import Headers
 
-__all__ = ["Account", "Inbound", "request_id"]
+__all__ = ["Account", "Request", "request_id"]
 
 _USABLE_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
@@ -26,7 +26,7 @@ class Account(Protocol):
         """Count none any more."""
 
 
-class Inbound(msgspec.Struct):
+class Request(msgspec.Struct):
     """Whole body, raw header pairs in the order received; `forwarded`: of them, what a worker is to see, as lines.
     `target`: as it stands in the request line, `path` of it without the query."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from sgl_router.http.head import RequestHead
 
-__all__ = ["HeadMemo"]
+__all__ = ["RequestHeadCache"]
 
 MAX_DIGITS = 18
 
 
-class HeadMemo:
+class RequestHeadCache:
     """The last head of a connection, cut open where the digits of its Content-Length are.
 
     Other digits in their place make another valid head that differs in nothing else, so it need not be parsed.
@@ -24,7 +24,7 @@ class HeadMemo:
         self._position = position
 
     @classmethod
-    def of(cls, head: RequestHead, raw: bytes) -> HeadMemo | None:
+    def of(cls, head: RequestHead, raw: bytes) -> RequestHeadCache | None:
         """`raw`: the bytes that `head` was read from. None where there is no length in them."""
         for position, (name, value) in enumerate(head.headers):
             if len(name) == 14 and name.lower() == b"content-length":

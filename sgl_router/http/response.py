@@ -10,7 +10,7 @@ from sgl_router.http import ClientGone, Headers, header_lines
 if TYPE_CHECKING:
     from sgl_router.http.connection import ClientConnection
 
-__all__ = ["ResponseWriter"]
+__all__ = ["Http1Writer"]
 
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _LINES: dict[tuple[int, bool], bytes] = {}
@@ -20,8 +20,8 @@ _BODILESS = frozenset((204, 304))
 JOIN_LIMIT = 32 << 10
 
 
-class ResponseWriter:
-    """An Outbound, and a DirectOutbound, on a client's connection. `headers` never contain the framing: not
+class Http1Writer:
+    """An ResponseWriter, and a DirectWriter, on a client's connection. `headers` never contain the framing: not
     Content-Length, Transfer-Encoding or Connection."""
 
     __slots__ = (

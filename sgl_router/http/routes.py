@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sgl_router.errors import MethodNotAllowed, RouteNotFound, RouterError
-from sgl_router.http import Outbound
-from sgl_router.http.request import Inbound
+from sgl_router.http import ResponseWriter
+from sgl_router.http.request import Request
 
 if TYPE_CHECKING:
     from sgl_router.config import Config
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["UNMATCHED", "Accounting", "HttpServices", "Route", "Routes", "Serve"]
 
-Serve = Callable[[Any, Inbound, Outbound], Awaitable[None]]
+Serve = Callable[[Any, Request, ResponseWriter], Awaitable[None]]
 """Answers one request, given what the server was given for it (`HttpServices`, of which the server itself uses little).
 May raise RouterError before its response has begun: the client then gets that."""
 

@@ -1,6 +1,6 @@
 """KV-cache events: from the workers' sockets to an exact index of who holds which prefix."""
 
-from sgl_router.kv_events.follow.stream import EventStream, FrameOutcome, StreamState, Untrust
+from sgl_router.kv_events.follow.stream import DistrustReason, EventStream, FrameOutcome, StreamState
 from sgl_router.kv_events.follow.wire import DecodeFailure, Tier, WireError, decode_batch, decode_frame
 from sgl_router.kv_events.index.expectation import Expectation
 from sgl_router.kv_events.index.hashing import DEFAULT_NAMESPACE, BlockHasher, Namespace
@@ -17,6 +17,7 @@ __all__ = [
     "BlockHasher",
     "BlockTree",
     "DecodeFailure",
+    "DistrustReason",
     "EventStream",
     "Expectation",
     "FrameOutcome",
@@ -32,7 +33,6 @@ __all__ = [
     "SnapshotOutcome",
     "StreamState",
     "Tier",
-    "Untrust",
     "WireError",
     "decode_batch",
     "decode_frame",

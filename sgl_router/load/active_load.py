@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from sgl_router.load.backlog import Forecast
+from sgl_router.load.backlog import BacklogEstimate
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target, Worker
@@ -177,7 +177,7 @@ class ActiveLoad:
         for target in worker.targets:
             target.processed = floor
             if initial is not None:
-                target.forecast = Forecast(initial, born, behind_secs=behind, stale_secs=self._stale_secs)
+                target.forecast = BacklogEstimate(initial, born, behind_secs=behind, stale_secs=self._stale_secs)
         self._workers.add(worker)
 
     def worker_removed(self, worker: Worker) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sgl_router.load.decode_estimate import RunningAnswers
-from sgl_router.load.prefill_backlog import PromptQueue
+from sgl_router.load.decode_estimate import DecodeEstimate
+from sgl_router.load.prefill_backlog import PrefillBacklog
 from sgl_router.load.prefill_speed import PrefillSpeed
 
 if TYPE_CHECKING:
     from sgl_router.load.reports import LoadReport
 
-__all__ = ["Forecast"]
+__all__ = ["BacklogEstimate"]
 
 
-class Forecast:
+class BacklogEstimate:
     """Kept up by `policies.ActiveLoad`, corrected by what the target says of itself. `born`: when it joined the
     fleet; `behind_secs`: how long the others had been at work by then, 0 for one that was there before the work."""
 
@@ -23,8 +23,8 @@ class Forecast:
     def __init__(
         self, tokens_per_sec: float, born: float, *, behind_secs: float = 0.0, stale_secs: float = 10.0
     ) -> None:
-        self.prompts = PromptQueue(PrefillSpeed(tokens_per_sec), stale_secs=stale_secs)
-        self.answers = RunningAnswers()
+        self.prompts = PrefillBacklog(PrefillSpeed(tokens_per_sec), stale_secs=stale_secs)
+        self.answers = DecodeEstimate()
         self.born = born
         self.behind_secs = behind_secs
         self.report: LoadReport | None = None

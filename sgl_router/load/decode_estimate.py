@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ["RunningAnswers"]
+__all__ = ["DecodeEstimate"]
 
 _DEFAULT_TOKENS_PER_SEC = 30.0
 _MIN_SECS = 0.2
 _WEIGHT = 0.05
 
 
-class RunningAnswers:
+class DecodeEstimate:
     """Answers grow at the speed that those before them had. `now` in seconds, never going back."""
 
     __slots__ = ("_begun", "count", "tokens_per_sec")

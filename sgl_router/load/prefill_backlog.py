@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 from sgl_router.load.prefill_speed import PrefillSpeed
 
-__all__ = ["PromptQueue"]
+__all__ = ["PrefillBacklog"]
 
 # How long a target may take to begin with a prompt that is alone: while that lasts, "idle" may mean "not yet here". Nor
 # does a target count as running what it is computing: for so many times a prompt's own time idle may mean just that.
@@ -18,7 +18,7 @@ _MEAN_WEIGHT = 0.05
 _TOGETHER = 8
 
 
-class PromptQueue:
+class PrefillBacklog:
     """First come, first computed. A prompt whose answer is streamed is computed when its first byte is here; one whose
     answer comes whole, when the target must be through with it at the speed it has shown.
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sgl_router.policies.base import CostModel, Facts, LoadPolicy, Policy, least_loaded
+from sgl_router.policies.base import CostModel, LoadPolicy, Policy, PolicyInput, least_loaded
 from sgl_router.policies.cache_aware import CacheAwareZmq
 from sgl_router.policies.cost import Costs
 from sgl_router.policies.kv_cost import KvCost
@@ -21,10 +21,10 @@ __all__ = [
     "CacheAwareZmq",
     "CostModel",
     "Costs",
-    "Facts",
     "KvCost",
     "LoadPolicy",
     "Policy",
+    "PolicyInput",
     "PowerOfTwo",
     "RandomChoice",
     "RoundRobin",

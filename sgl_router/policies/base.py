@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from sgl_router.kv_events import PromptMatch
     from sgl_router.placement import Leg, Unmatched
     from sgl_router.policies.cost import Costs
-    from sgl_router.policies.load_snapshot import Standing
+    from sgl_router.policies.load_snapshot import LoadSnapshot
     from sgl_router.workers import Target
 
-__all__ = ["CostModel", "Facts", "LoadPolicy", "Policy", "least_loaded"]
+__all__ = ["CostModel", "LoadPolicy", "Policy", "PolicyInput", "least_loaded"]
 
 
-class Facts(msgspec.Struct, frozen=True):
+class PolicyInput(msgspec.Struct, frozen=True):
     """What is known of a request. `match` is None where the prompt was not looked up, `unmatched` then says why."""
 
     match: PromptMatch | None = None
@@ -46,7 +46,7 @@ class Policy(Protocol):
     costs: CostModel | None
     """What it goes by, where that is costs: only then can requests wait in the router for the cheapest pair."""
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg: ...
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg: ...
 
 
 class CostModel(Protocol):
@@ -55,13 +55,13 @@ class CostModel(Protocol):
     waiting: int
     """Requests that wait in the router for a target: whoever holds them says so."""
 
-    def standing(self, candidates: Sequence[Target], now: float) -> Standing: ...
+    def standing(self, candidates: Sequence[Target], now: float) -> LoadSnapshot: ...
 
-    def costs_of(self, standing: Standing, facts: Facts) -> Costs: ...
+    def costs_of(self, standing: LoadSnapshot, facts: PolicyInput) -> Costs: ...
 
     def cheapest(self, costs: Costs, among: Sequence[int] | None = None) -> int: ...
 
-    def decide(self, position: int, costs: Costs, facts: Facts) -> Leg: ...
+    def decide(self, position: int, costs: Costs, facts: PolicyInput) -> Leg: ...
 
 
 class LoadPolicy:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies.base import Facts, LoadPolicy, least_loaded
+from sgl_router.policies.base import LoadPolicy, PolicyInput, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -42,7 +42,7 @@ class CacheAwareZmq(LoadPolicy):
         self._rel = balance_rel_threshold
         self._near = max(1, balance_abs_threshold // 8)
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         loads = [candidate.inflight for candidate in candidates]
         low, high = min(loads), max(loads)
         match = facts.match

@@ -9,7 +9,7 @@ from sgl_router.placement import CandidateCost
 
 if TYPE_CHECKING:
     from sgl_router.kv_events import MatchedPrefix
-    from sgl_router.policies.load_snapshot import Standing
+    from sgl_router.policies.load_snapshot import LoadSnapshot
 
 __all__ = ["Costs"]
 
@@ -25,7 +25,7 @@ class Costs:
 
     def __init__(
         self,
-        standing: Standing,
+        standing: LoadSnapshot,
         prompt_tokens: int,
         work_ms: list[float],
         prefixes: Mapping[int, MatchedPrefix],

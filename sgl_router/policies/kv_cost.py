@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies.base import CostModel, Facts, least_loaded
+from sgl_router.policies.base import CostModel, PolicyInput, least_loaded
 from sgl_router.policies.cost import Costs
-from sgl_router.policies.load_snapshot import Standing
+from sgl_router.policies.load_snapshot import LoadSnapshot
 from sgl_router.policies.pressure import Pressure
 from sgl_router.policies.sessions import Sessions
 
@@ -61,20 +61,20 @@ class KvCost:
         self.waiting = 0
         """Requests that wait in the router for a target: whoever holds them says so."""
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         costs = self.costs_of(self.standing(candidates, self._clock()), facts)
         return self.decide(self.cheapest(costs), costs, facts)
 
-    def standing(self, candidates: Sequence[Target], now: float) -> Standing:
+    def standing(self, candidates: Sequence[Target], now: float) -> LoadSnapshot:
         """What the candidates are busy with, and how much that makes of others' time. The pressure is how many requests
         wait for each prompt that is computed: those in the queues of the calm quarter of the fleet, and those held in
         the router."""
-        standing = Standing(candidates, self._settings, now)
+        standing = LoadSnapshot(candidates, self._settings, now)
         level = standing.calm() + self.waiting / max(len(candidates), 1)
         standing.others = self._pressure.observe(level, now) * self._settings.others_weight
         return standing
 
-    def costs_of(self, standing: Standing, facts: Facts) -> Costs:
+    def costs_of(self, standing: LoadSnapshot, facts: PolicyInput) -> Costs:
         """A request's at every candidate."""
         settings, match = self._settings, facts.match
         prompt = facts.prompt_tokens or 0
@@ -112,7 +112,7 @@ class KvCost:
             + disk * min(settings.disk_load_back_ms_per_1k_tokens / 1000, ms_per_token)
         )
 
-    def _eviction_ms(self, standing: Standing, position: int, prompt: int, prefix: MatchedPrefix | None) -> float:
+    def _eviction_ms(self, standing: LoadSnapshot, position: int, prompt: int, prefix: MatchedPrefix | None) -> float:
         """For what a prompt would push out of the target's cache."""
         target = standing.candidates[position]
         capacity = target.worker.info.max_total_tokens
@@ -140,7 +140,7 @@ class KvCost:
         candidates = costs.standing.candidates
         return costs.standing.positions[least_loaded([candidates[position] for position in best], self._rng)]
 
-    def decide(self, position: int, costs: Costs, facts: Facts) -> Leg:
+    def decide(self, position: int, costs: Costs, facts: PolicyInput) -> Leg:
         """The decision for a candidate, with everyone's cost where the facts ask for it. The session goes there."""
         candidates, match = costs.standing.candidates, facts.match
         target, prefix = candidates[position], costs.prefix(position)

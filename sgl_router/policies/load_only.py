@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies.base import Facts, LoadPolicy, least_loaded
+from sgl_router.policies.base import LoadPolicy, PolicyInput, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["PowerOfTwo", "RandomChoice", "RoundRobin"]
 
 
-def _decide(target: Target, reason: DecisionReason, candidates: Sequence[Target], facts: Facts) -> Leg:
+def _decide(target: Target, reason: DecisionReason, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
     loads = [candidate.inflight for candidate in candidates]
     return Leg(
         target,
@@ -34,7 +34,7 @@ class RoundRobin(LoadPolicy):
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         oldest = min(candidate.last_selected for candidate in candidates)
         target = self._rng.choice([candidate for candidate in candidates if candidate.last_selected == oldest])
         return _decide(target, DecisionReason.ROUND_ROBIN, candidates, facts)
@@ -46,7 +46,7 @@ class RandomChoice(LoadPolicy):
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         return _decide(self._rng.choice(candidates), DecisionReason.RANDOM, candidates, facts)
 
 
@@ -56,6 +56,6 @@ class PowerOfTwo(LoadPolicy):
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         drawn = candidates if len(candidates) < 2 else self._rng.sample(candidates, 2)
         return _decide(least_loaded(drawn, self._rng), DecisionReason.POWER_OF_TWO, candidates, facts)

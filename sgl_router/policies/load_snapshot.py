@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from sgl_router.config import KvCostConfig
     from sgl_router.workers import Target
 
-__all__ = ["Standing"]
+__all__ = ["LoadSnapshot"]
 
 _MIN_RAMP = 0.1
 # How long a comparison of the candidates' speeds holds.
 _COMPARED_SECS = 0.5
 
 
-class Standing:
+class LoadSnapshot:
     """One entry for each candidate, in their order; one pass for any number of requests."""
 
     __slots__ = (

@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from sgl_router.errors import QueueFull, QueueTimeout
 from sgl_router.outcome import Outcome
-from sgl_router.routing.request_queue import Waiting, WaitingLine
+from sgl_router.routing.request_queue import RequestQueue, Waiting
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
     from sgl_router.observability import Metrics
     from sgl_router.placement import Leg
-    from sgl_router.policies import CostModel, Facts
+    from sgl_router.policies import CostModel, PolicyInput
     from sgl_router.routing.local_lease import LocalLease
     from sgl_router.routing.request import RouteRequest
     from sgl_router.workers import Target
 
-__all__ = ["WaitingRoom"]
+__all__ = ["Dispatcher"]
 
 # Queues drain between the events that tell: how often they are looked at while somebody waits.
 _LOOK_SECS = 0.005
@@ -30,7 +30,7 @@ _MAX_RETRY_AFTER = 60
 _INTERVAL_WEIGHT = 0.05
 
 
-class WaitingRoom:
+class Dispatcher:
     """Costs nothing while nobody waits. `candidates`, `look_up` and `admit` are the routing's: who may be chosen now,
     what the index says of a prompt now, and the lease for a decision (None where the target does not take it)."""
 
@@ -42,8 +42,8 @@ class WaitingRoom:
         metrics: Metrics,
         *,
         candidates: Callable[[], Sequence[Target]],
-        look_up: Callable[[RouteRequest, Facts], Facts],
-        admit: Callable[[RouteRequest, Leg, Facts], LocalLease | None],
+        look_up: Callable[[RouteRequest, PolicyInput], PolicyInput],
+        admit: Callable[[RouteRequest, Leg, PolicyInput], LocalLease | None],
         clock: Callable[[], float],
     ) -> None:
         self._model_id = model_id
@@ -56,7 +56,7 @@ class WaitingRoom:
         self._look_up = look_up
         self._admit = admit
         self._clock = clock
-        self._line = WaitingLine(policy, settings)
+        self._line = RequestQueue(policy, settings)
         self._entered: dict[Waiting, tuple[RouteRequest, asyncio.Future[LocalLease | None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._soon = False
@@ -71,7 +71,7 @@ class WaitingRoom:
         """Whether a request may go at once: nobody waits and some target has room."""
         return not len(self._line) and self._line.has_room(candidates, now)
 
-    async def wait(self, request: RouteRequest, facts: Facts) -> LocalLease | None:
+    async def wait(self, request: RouteRequest, facts: PolicyInput) -> LocalLease | None:
         """Until it is this request's turn. None where the target it was given could not take it: choose again.
 
         Raises QueueFull, QueueTimeout. Cancelled, it leaves nothing behind.
@@ -163,7 +163,7 @@ class WaitingRoom:
             if len(self._line):
                 self._arm()
 
-    def _refresh(self, item: Waiting) -> Facts:
+    def _refresh(self, item: Waiting) -> PolicyInput:
         return self._look_up(self._entered[item][0], item.facts)
 
     def _leave(self, item: Waiting) -> bool:

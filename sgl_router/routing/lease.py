@@ -53,4 +53,4 @@ class Routing(Protocol):
 
     async def explain(self, request: RouteRequest) -> dict[str, Any]:
         """What would be decided now, and why, as `explanation_view` has it; nothing is charged or remembered. Raises
-        RoutingAway where only another process could say, and does not."""
+        RoutingUnavailable where only another process could say, and does not."""

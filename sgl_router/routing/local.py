@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from msgspec import structs
 
 from sgl_router.placement import Placement, Unmatched
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.routing.conduct import Conduct
 from sgl_router.routing.decision_log import DecisionLog
-from sgl_router.routing.dispatcher import WaitingRoom
+from sgl_router.routing.dispatcher import Dispatcher
 from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.routing.views import explanation_view
 
@@ -34,7 +34,7 @@ class Later(NamedTuple):
     """A decision that takes turns of the loop: the prompt is long, or the request has to wait. `facts`: what has been
     looked up of it already."""
 
-    facts: Facts | None
+    facts: PolicyInput | None
 
 
 class LocalRouting:
@@ -76,7 +76,7 @@ class LocalRouting:
         request: RouteRequest,
         tried: set[Worker],
         *,
-        facts: Facts | None = None,
+        facts: PolicyInput | None = None,
         on_queued: Callable[[], None] | None = None,
     ) -> LocalLease | None:
         """`facts`: what is known of the request, where it is not to be looked up; `on_queued` is called where it has to
@@ -85,7 +85,7 @@ class LocalRouting:
         return await self.choose_later(request, tried, found, on_queued) if isinstance(found, Later) else found
 
     def choose_now(
-        self, request: RouteRequest, tried: set[Worker], facts: Facts | None = None
+        self, request: RouteRequest, tried: set[Worker], facts: PolicyInput | None = None
     ) -> LocalLease | Later | None:
         """As `choose` where that takes no turn of the loop; else what `choose_later` goes on from."""
         policy = self._policies[request.model_id]
@@ -155,25 +155,25 @@ class LocalRouting:
             self._conduct[model_id] = found
         return found
 
-    def _look_up_now(self, request: RouteRequest, policy: Policy) -> Facts | None:
+    def _look_up_now(self, request: RouteRequest, policy: Policy) -> PolicyInput | None:
         """None: it takes some turns of the loop."""
         if not policy.needs_prompt:
-            return Facts(unmatched=Unmatched.NOT_ASKED)
+            return PolicyInput(unmatched=Unmatched.NOT_ASKED)
         if request.prompt is None or request.namespace is None:
             return self._facts(request, None, self.decisions.sampled())
         match = self._index.match_now(request.model_id, request.prompt, request.namespace)
         return None if match is None else self._facts(request, match, self.decisions.sampled())
 
-    async def _look_up(self, request: RouteRequest, policy: Policy, dry: bool = False) -> Facts:
+    async def _look_up(self, request: RouteRequest, policy: Policy, dry: bool = False) -> PolicyInput:
         if not policy.needs_prompt:
-            return Facts(unmatched=Unmatched.NOT_ASKED, explain=dry, dry=dry)
+            return PolicyInput(unmatched=Unmatched.NOT_ASKED, explain=dry, dry=dry)
         match = None
         if request.prompt is not None and request.namespace is not None:
             match = await self._index.match(request.model_id, request.prompt, request.namespace)
         return self._facts(request, match, dry or self.decisions.sampled(), dry)
 
-    def _facts(self, request: RouteRequest, match: PromptMatch | None, explain: bool, dry: bool = False) -> Facts:
-        return Facts(
+    def _facts(self, request: RouteRequest, match: PromptMatch | None, explain: bool, dry: bool = False) -> PolicyInput:
+        return PolicyInput(
             match=match,
             prompt_tokens=None if request.prompt is None else len(request.prompt),
             unmatched=request.unmatched if match is None else None,
@@ -182,7 +182,7 @@ class LocalRouting:
             dry=dry,
         )
 
-    def _look_up_again(self, request: RouteRequest, facts: Facts) -> Facts:
+    def _look_up_again(self, request: RouteRequest, facts: PolicyInput) -> PolicyInput:
         """What the index says now of a prompt that was looked up before; the old word where that cannot be had in this
         turn."""
         if facts.match is None or request.prompt is None or request.namespace is None:
@@ -190,11 +190,11 @@ class LocalRouting:
         match = self._index.match_now(request.model_id, request.prompt, request.namespace)
         return facts if match is None else structs.replace(facts, match=match)
 
-    def _room(self, model_id: str, settings: QueueConfig) -> WaitingRoom:
+    def _room(self, model_id: str, settings: QueueConfig) -> Dispatcher:
         costs = self._policies[model_id].costs
         if costs is None:
             raise TypeError(f"model {model_id!r}: a queue goes by costs, which its policy does not have")
-        return WaitingRoom(
+        return Dispatcher(
             model_id,
             costs,
             settings,
@@ -209,7 +209,7 @@ class LocalRouting:
         self,
         request: RouteRequest,
         policy: Policy,
-        facts: Facts,
+        facts: PolicyInput,
         candidates: Sequence[Target],
         tried: set[Worker],
         now: float,
@@ -224,7 +224,7 @@ class LocalRouting:
             candidates = self._registry.candidates(request.model_id, now, without=tried)
         return None
 
-    def _admit(self, request: RouteRequest, leg: Leg, facts: Facts) -> LocalLease | None:
+    def _admit(self, request: RouteRequest, leg: Leg, facts: PolicyInput) -> LocalLease | None:
         now = self.clock()
         permit = leg.target.worker.breaker.acquire(now)
         if permit is None:
@@ -232,7 +232,7 @@ class LocalRouting:
         return self._lease(request, self._policies[request.model_id], facts, leg, permit, now)
 
     def _lease(
-        self, request: RouteRequest, policy: Policy, facts: Facts, leg: Leg, permit: Permit, now: float
+        self, request: RouteRequest, policy: Policy, facts: PolicyInput, leg: Leg, permit: Permit, now: float
     ) -> LocalLease:
         model_id, match = request.model_id, facts.match
         if policy.needs_prompt:

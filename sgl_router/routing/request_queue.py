@@ -9,10 +9,10 @@ from sortedcontainers import SortedKeyList
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
-    from sgl_router.policies import CostModel, Costs, Facts
+    from sgl_router.policies import CostModel, Costs, PolicyInput
     from sgl_router.workers import Target
 
-__all__ = ["Waiting", "WaitingLine"]
+__all__ = ["RequestQueue", "Waiting"]
 
 # How many of those first in line are weighed against each other, with what the index says now.
 _WEIGHED = 8
@@ -25,7 +25,7 @@ class Waiting:
 
     __slots__ = ("facts", "priority", "rank", "since", "work_ms")
 
-    def __init__(self, facts: Facts, since: float, priority: int = 0) -> None:
+    def __init__(self, facts: PolicyInput, since: float, priority: int = 0) -> None:
         self.facts = facts
         self.since = since
         self.priority = priority
@@ -33,7 +33,7 @@ class Waiting:
         self.rank: tuple[float, float] = (0.0, 0.0)
 
 
-class WaitingLine:
+class RequestQueue:
     """Who goes next, and where to. Pure: time and the index's word come in.
 
     Classes by priority; in a class the least work first, less `ageing` milliseconds for each millisecond waited: a
@@ -86,7 +86,7 @@ class WaitingLine:
         return late
 
     def next(
-        self, candidates: Sequence[Target], now: float, refresh: Callable[[Waiting], Facts]
+        self, candidates: Sequence[Target], now: float, refresh: Callable[[Waiting], PolicyInput]
     ) -> tuple[Waiting, int, Costs] | None:
         """Take the best pair of a request and a target out of the line, if a target has room: the request, its target's
         position among the candidates, its costs at all of them. `refresh` says what the index knows of a request now.

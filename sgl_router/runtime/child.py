@@ -15,7 +15,7 @@ import structlog
 
 from sgl_router import signals
 from sgl_router.runtime.control import Order
-from sgl_router.runtime.heartbeat import Pulse, Watch
+from sgl_router.runtime.heartbeat import Heartbeat, Watch
 
 __all__ = ["Child"]
 
@@ -50,7 +50,7 @@ class Child:
         """Set while a process is there that has said so."""
         self.hung = False
         """Whether the last process was ended because it hung."""
-        self._pulse = Pulse(watch.patience)
+        self._pulse = Heartbeat(watch.patience)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
 
@@ -74,7 +74,7 @@ class Child:
             process.wait()
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        self.hung, self._pulse = False, Pulse(self._watch.patience)
+        self.hung, self._pulse = False, Heartbeat(self._watch.patience)
         ours, theirs = socket.socketpair()
         try:
             with theirs:

@@ -18,8 +18,8 @@ from sgl_router.observability import Metrics, watch_loop_lag
 from sgl_router.placement import DecisionReason
 from sgl_router.routing import LocalRouting
 from sgl_router.routing.remote.client import RemoteRouting
-from sgl_router.routing.remote.fallback import AWAY, RoutingAway
-from sgl_router.routing.remote.replica import Mirror
+from sgl_router.routing.remote.fallback import AWAY, LeastLoadedFallback
+from sgl_router.routing.remote.replica import WorkerReplica
 from sgl_router.runtime.accounting import Accounting
 from sgl_router.runtime.control import Control
 from sgl_router.runtime.lifecycle import (
@@ -79,16 +79,16 @@ class DataProcess:
         index = KvIndex()  # stays empty, as the manager stays idle: the routing process has the ones at work
         metrics = Metrics(registry, index)
         self._metrics, self._outgoing = metrics, Outgoing(metrics)
-        away = RoutingAway(self._rng)
+        away = LeastLoadedFallback(self._rng)
         fallback = LocalRouting(registry, index, load, dict.fromkeys(models, away), metrics, expecting=False)
         self.routing = RemoteRouting(
             self._paths.leases,
-            Mirror(registry, {model.id: model.config for model in models.values()}),
+            WorkerReplica(registry, {model.id: model.config for model in models.values()}),
             load,
             fallback,
             process=self._number,
             wait_secs={model.id: model.queue.max_wait_secs for model in config.models if model.queue.enabled},
-            fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_AWAY.value).inc(),
+            fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_UNAVAILABLE.value).inc(),
             started=self._routing_started,
         )
         if config.health.check_tokens and self._number == 0:

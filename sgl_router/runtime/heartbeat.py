@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Pulse", "Watch"]
+__all__ = ["Heartbeat", "Watch"]
 
 
 class Watch(NamedTuple):
@@ -19,7 +19,7 @@ class Watch(NamedTuple):
     patience: int = 20
 
 
-class Pulse:
+class Heartbeat:
     """Silence is counted in turns of the watcher's own loop, not in seconds: where the whole machine was stopped the
     watcher was too, and has missed nothing. Pure."""
 

@@ -14,7 +14,7 @@ import structlog
 from sgl_router.config import Config
 from sgl_router.policies import make_policy
 from sgl_router.routing.remote.messages import Readiness
-from sgl_router.routing.remote.server import LeaseServer
+from sgl_router.routing.remote.server import RoutingServer
 from sgl_router.runtime.control import Cause, Control
 from sgl_router.runtime.daemon import Daemon
 from sgl_router.runtime.lifecycle import freeze_start_up
@@ -51,7 +51,7 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
             services.metrics.process_restarts.show(name, cause.value)
     for labels, count in restarts.items():
         _show_restart(services, labels, count)
-    server = LeaseServer(
+    server = RoutingServer(
         daemon.routing,
         services.registry,
         services.load,

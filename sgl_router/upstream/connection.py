@@ -22,7 +22,7 @@ from sgl_router.http.headers import (
     names_a_host,
 )
 from sgl_router.upstream.crossing import CROSSING_SECS, unacknowledged
-from sgl_router.upstream.response_head_cache import AnswerHead, AnswerHeads
+from sgl_router.upstream.response_head_cache import ResponseHead, ResponseHeadCache
 
 __all__ = ["WHOLE_LIMIT", "Headers", "UpstreamConnection"]
 
@@ -333,7 +333,7 @@ class UpstreamConnection(asyncio.Protocol):
                 self._reading_paused = True
                 self._transport.pause_reading()
 
-    def _answered(self, head: AnswerHead, body: bytes) -> None:
+    def _answered(self, head: ResponseHead, body: bytes) -> None:
         """All of an answer, with a head that needs no parser: it does not get to see this message."""
         self.status, self.headers, self._lines = head
         self.content_length = len(body)
@@ -348,7 +348,7 @@ class UpstreamConnection(asyncio.Protocol):
         """`data` was a whole answer; its head is worth keeping where the length alone says where the body ends."""
         framed = self.content_length is not None and not self._chunked and self.status not in (204, 304)
         if framed and not (self.stream or self._bodiless or self.closed or self._hop_options):
-            _HEADS.learn(data, AnswerHead(self.status, self.headers, self.lines))
+            _HEADS.learn(data, ResponseHead(self.status, self.headers, self.lines))
 
     def eof_received(self) -> None:
         """The worker has closed in good order; `connection_lost` follows, and nothing is to be written until then."""
@@ -454,5 +454,5 @@ class UpstreamConnection(asyncio.Protocol):
 
 
 _NOBODY = _Nobody()
-_HEADS = AnswerHeads()
+_HEADS = ResponseHeadCache()
 _NO_ANSWER = "the worker closed the connection before answering"

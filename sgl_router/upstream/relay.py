@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from sgl_router.errors import UpstreamTimeout
-from sgl_router.http.outbound import Outbound
+from sgl_router.http.outbound import ResponseWriter
 from sgl_router.upstream.connection import UpstreamConnection
 from sgl_router.upstream.deadline import Deadline
 from sgl_router.upstream.events import FirstEvents
@@ -44,7 +44,7 @@ class Relayed:
 
 async def relay(
     exchange: UpstreamExchange,
-    out: Outbound,
+    writer: ResponseWriter,
     relayed: Relayed,
     *,
     deadline: Deadline,
@@ -72,19 +72,19 @@ async def relay(
         if relayed.ending.said is Said.GOOD:
             first_byte()
         relayed.bytes_out = len(body)
-        await out.send(status, headers, body)
+        await writer.send(status, headers, body)
         return
     relayed.streamed = connection.stream
-    await out.start(status, headers)
+    await writer.start(status, headers)
     carry = _stream if connection.stream else _large
-    await carry(connection, out, relayed, deadline, idle_secs, first_byte, judged)
+    await carry(connection, writer, relayed, deadline, idle_secs, first_byte, judged)
     deadline.disarm()
-    await out.end()
+    await writer.end()
 
 
 async def _large(
     connection: UpstreamConnection,
-    out: Outbound,
+    writer: ResponseWriter,
     relayed: Relayed,
     deadline: Deadline,
     idle_secs: float,
@@ -99,7 +99,7 @@ async def _large(
     if ending.said is Said.GOOD:
         first_byte()
     while piece is not None:
-        await out.write(piece)
+        await writer.write(piece)
         relayed.bytes_out += len(piece)
         tail.add(piece)
         deadline.arm(idle_secs, silent)
@@ -111,7 +111,7 @@ async def _large(
 
 async def _stream(
     connection: UpstreamConnection,
-    out: Outbound,
+    writer: ResponseWriter,
     relayed: Relayed,
     deadline: Deadline,
     idle_secs: float,
@@ -154,7 +154,7 @@ async def _stream(
             found = verdict
 
     sink = None
-    try_write: Callable[[bytes, bool], bool] | None = getattr(out, "try_write", None)
+    try_write: Callable[[bytes, bool], bool] | None = getattr(writer, "try_write", None)
     if try_write is not None:
 
         def sink(piece: bytes, last: bool) -> bool:
@@ -181,7 +181,7 @@ async def _stream(
                     look(piece)
                 if not looking:
                     deadline.disarm()
-                await out.write(piece)
+                await writer.write(piece)
                 relayed.bytes_out += len(piece)
                 tail.add_bulk(piece) if len(piece) > BULK_BYTES else add(piece)
                 if not looking:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sgl_router.http.headers import Headers
 
-__all__ = ["AnswerHead", "AnswerHeads"]
+__all__ = ["ResponseHead", "ResponseHeadCache"]
 
 _LENGTH = b"\r\ncontent-length: "
 _MAX_DIGITS = 15
@@ -15,7 +15,7 @@ _MAX_HEAD_BYTES = 4 << 10
 _MOST = 256
 
 
-class AnswerHead(NamedTuple):
+class ResponseHead(NamedTuple):
     """What the parser made of a head. `lines`: those of `headers`, for the client."""
 
     status: int
@@ -23,16 +23,16 @@ class AnswerHead(NamedTuple):
     lines: bytes
 
 
-class AnswerHeads:
+class ResponseHeadCache:
     """Heads by their bytes without the digits of the length. Other digits in their place make another valid head that
     differs in nothing else: so only what is new needs a parser."""
 
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: dict[bytes, AnswerHead] = {}
+        self._known: dict[bytes, ResponseHead] = {}
 
-    def split(self, data: bytes) -> tuple[AnswerHead, bytes] | None:
+    def split(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
         """Head and body, where `data` is one whole answer with a head that is known."""
         at = data.find(_LENGTH, 0, _MAX_HEAD_BYTES)
         if at < 0:
@@ -49,7 +49,7 @@ class AnswerHeads:
         body = data[end + 4 :]
         return (head, body) if digits.isdigit() and int(digits) == len(body) else None
 
-    def learn(self, data: bytes, head: AnswerHead) -> None:
+    def learn(self, data: bytes, head: ResponseHead) -> None:
         """`data`: a whole answer with one head and the body that its length says, as it was parsed."""
         at = data.find(_LENGTH, 0, _MAX_HEAD_BYTES)
         start = at + len(_LENGTH)

@@ -18,7 +18,7 @@ from sgl_router.upstream.control import control_session
 from sgl_router.workers.backoff import Backoff
 from sgl_router.workers.breaker import CircuitBreaker
 from sgl_router.workers.info import WorkerInfo
-from sgl_router.workers.monitor import ModelBinding, PendingWorker, SupervisorSettings, WorkerSupervisor
+from sgl_router.workers.monitor import ModelBinding, PendingWorker, SupervisorSettings, WorkerMonitor
 from sgl_router.workers.registry import WorkerRegistry
 from sgl_router.workers.worker import Worker
 
@@ -75,7 +75,7 @@ class WorkerManager:
         )
         self.on_confirmed: Callable[[Worker], None] = lambda worker: None
         """Called whenever introspection has shown that a registered worker is still the same process."""
-        self._supervisors: dict[str, WorkerSupervisor] = {}
+        self._supervisors: dict[str, WorkerMonitor] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
         self._task: asyncio.Task[None] | None = None
@@ -140,7 +140,7 @@ class WorkerManager:
             if event.mode_hint is not None:
                 known.hint_mode(event.mode_hint)
             return
-        supervisor = WorkerSupervisor(
+        supervisor = WorkerMonitor(
             url,
             registry=self._registry,
             session=session,

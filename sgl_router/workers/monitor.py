@@ -23,7 +23,7 @@ from sgl_router.workers.introspect import IntrospectionError, introspect
 from sgl_router.workers.registry import WorkerRegistry
 from sgl_router.workers.worker import HealthState, Worker, worker_id
 
-__all__ = ["ModelBinding", "PendingWorker", "SupervisorSettings", "WorkerSupervisor"]
+__all__ = ["ModelBinding", "PendingWorker", "SupervisorSettings", "WorkerMonitor"]
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +69,7 @@ class PendingWorker:
     since: float
 
 
-class WorkerSupervisor:
+class WorkerMonitor:
     """Introspects until it succeeds, registers, probes, and swaps in a new incarnation when the server is another one.
 
     Owns at most one registered Worker, and after `stop` none: nothing that is still under way touches the registry.

@@ -14,7 +14,7 @@ from sgl_router.workers.info import WorkerInfo
 from sgl_router.workers.refusals import Refusals
 
 if TYPE_CHECKING:
-    from sgl_router.load.backlog import Forecast
+    from sgl_router.load.backlog import BacklogEstimate
 
 __all__ = ["HealthState", "Target", "Worker", "WorkerInfo", "WorkerMode", "WorkerStats", "worker_id"]
 
@@ -67,7 +67,7 @@ class Target:
         self.last_selected = 0
         self.prefill_tokens = 0
         self.decode_blocks = 0
-        self.forecast: Forecast | None = None
+        self.forecast: BacklogEstimate | None = None
         self.refusals = Refusals(lambda backed_off: worker._moved(self, backed_off))
 
     def own_tokens(self, now: float) -> float:

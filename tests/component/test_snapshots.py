@@ -13,7 +13,7 @@ import pytest
 import structlog
 
 from sgl_router.config import Config
-from sgl_router.kv_events import Namespace, Untrust, decode_snapshot
+from sgl_router.kv_events import DistrustReason, Namespace, decode_snapshot
 from sgl_router.runtime import snapshot_keeper
 from sgl_router.runtime.daemon import Daemon
 from sgl_router.runtime.snapshot_keeper import SnapshotKeeper
@@ -195,7 +195,7 @@ async def test_a_rank_without_a_snapshot_is_uncovered(rig, again, kept) -> None:
     fleet = await rig(workers=2, kv_events=kept)
     await publish(fleet, PROMPT)
     await equal(fleet)
-    stream(fleet, number=1).distrust(Untrust.GAP)
+    stream(fleet, number=1).distrust(DistrustReason.GAP)
     await fleet.daemon.stop()
     fleet = await again(fleet)
     await settled(fleet, warm=1, uncovered=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import structlog
 
-from sgl_router.kv_events import BlockHasher, DecodeFailure, KvIndex, StreamState, Tier, Untrust
+from sgl_router.kv_events import BlockHasher, DecodeFailure, DistrustReason, KvIndex, StreamState, Tier
 from sgl_router.kv_events.follow.wire import Frame, decode_batch
 from sgl_router.prompt import Prompt, SharedPrefix, TokenIds
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
@@ -150,7 +150,7 @@ async def test_a_stream_lost_while_a_long_prompt_is_walked_claims_nothing(index)
     stream = index.status(one)[0].stream
     walking = asyncio.create_task(index.match("m", PROMPT))
     await asyncio.sleep(0)  # the first piece is done
-    stream.distrust(Untrust.GAP)
+    stream.distrust(DistrustReason.GAP)
     assert (await walking).by_target == {}
 
 
@@ -158,7 +158,7 @@ async def test_short_prompts_are_matched_without_a_turn_of_the_loop(index) -> No
     one = worker(0)
     index.worker_added(one)
     feed(index, one.targets[0], 1200)
-    asyncio.get_running_loop().call_soon(index.status(one)[0].stream.distrust, Untrust.GAP)
+    asyncio.get_running_loop().call_soon(index.status(one)[0].stream.distrust, DistrustReason.GAP)
     assert (await index.match("m", PROMPT)).by_target[one.targets[0]].blocks == 1200
 
 
@@ -335,7 +335,7 @@ async def test_two_workers_that_name_one_endpoint_claim_nothing_until_one_goes(i
     assert list(match.by_target) == [first.targets[0]]
     for target in (first.targets[1], second.targets[0]):
         status = next(one for one in index.status(target.worker) if one.dp_rank == target.dp_rank)
-        assert (status.state, status.untrusted_for) == (StreamState.UNTRUSTED, Untrust.SHARED)
+        assert (status.state, status.untrusted_for) == (StreamState.UNTRUSTED, DistrustReason.SHARED)
         assert not status.connected
         assert status.endpoint == "tcp://127.0.0.1:2"
         assert index.expect(target, match) is None
@@ -356,11 +356,11 @@ async def test_a_shared_endpoint_is_not_tried_again_and_again(index, monkeypatch
     try:
         first, second = worker(0), worker(0)
         index.worker_added(first)
-        index._ranks[first][0].stream.distrust(Untrust.GAP)  # a resync is due
+        index._ranks[first][0].stream.distrust(DistrustReason.GAP)  # a resync is due
         index.worker_added(second)
         for _ in range(5):
             await asyncio.sleep(0)
-        assert [index.status(one)[0].untrusted_for for one in (first, second)] == [Untrust.SHARED] * 2
+        assert [index.status(one)[0].untrusted_for for one in (first, second)] == [DistrustReason.SHARED] * 2
         assert index.totals.resyncs == 0
     finally:
         index.close()

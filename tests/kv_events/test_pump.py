@@ -7,10 +7,10 @@ from sgl_router.kv_events import (
     BlockHasher,
     BlockTree,
     DecodeFailure,
+    DistrustReason,
     EventStream,
     FrameOutcome,
     StreamState,
-    Untrust,
 )
 from sgl_router.kv_events.follow.opening import PIECE_BLOCKS
 from sgl_router.kv_events.follow.pump import EventPump, Feed
@@ -303,7 +303,7 @@ async def test_where_the_original_does_not_decode_either_the_rank_goes_cold(make
     rig.pump.run_once()
     mender.bring(*replayed, contiguous=bool(replayed))
     assert stream.state is StreamState.UNTRUSTED
-    assert stream.untrusted_for is Untrust.DECODE
+    assert stream.untrusted_for is DistrustReason.DECODE
     assert stream.expected == 2
     assert sum(stream.counters.failures.values()) == 1 + len(replayed)
     rig.queue().frames += [raw(number, b"\xc1") for number in range(2, 50)]

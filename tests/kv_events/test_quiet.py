@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.kv_events import BlockHasher, BlockTree, EventStream, KvIndex, StreamState, Untrust
+from sgl_router.kv_events import BlockHasher, BlockTree, DistrustReason, EventStream, KvIndex, StreamState
 from sgl_router.kv_events.follow import tail_gap as module
 from sgl_router.kv_events.follow.pump import EventPump, Feed
 from sgl_router.kv_events.follow.repair import Repairer, RepairOutcome
 from sgl_router.kv_events.follow.replay import ReplayEnd
-from sgl_router.kv_events.follow.tail_gap import QuietCheck, QuietOutcome, QuietWatch, Watched
+from sgl_router.kv_events.follow.tail_gap import QuietOutcome, QuietWatch, TailGapCheck, Watched
 from sgl_router.kv_events.follow.wire import Frame
 from sgl_router.workers import KvEventSource, Worker, WorkerInfo
 
@@ -103,7 +103,7 @@ def test_who_does_not_answer_is_asked_ever_more_seldom() -> None:
 class Engine:
     """A stream with its pump and repairer, and a replay endpoint that does as it is told."""
 
-    def __init__(self, check: QuietCheck) -> None:
+    def __init__(self, check: TailGapCheck) -> None:
         hasher = BlockHasher(4, secret=3)
         self.states: list[StreamState] = []
         self.live: deque[list[bytes]] = deque()
@@ -169,10 +169,10 @@ MakeEngine = Callable[..., Engine]
 
 
 @pytest.fixture
-async def check(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[QuietCheck]:
+async def check(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TailGapCheck]:
     monkeypatch.setattr(module, "_LOOK_SECS", (0.005, 0.005))
     monkeypatch.setattr(module, "_GRACE_SECS", 0.02)
-    check = QuietCheck(0.02, rng=random.Random(1))
+    check = TailGapCheck(0.02, rng=random.Random(1))
     yield check
     for watched in list(check._watched):
         watched.close()
@@ -186,7 +186,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.002)
 
 
-async def test_nothing_lost_is_verified_without_withholding_anything(check: QuietCheck) -> None:
+async def test_nothing_lost_is_verified_without_withholding_anything(check: TailGapCheck) -> None:
     engine = Engine(check)
     for _ in range(3):
         engine.publish()
@@ -198,7 +198,7 @@ async def test_nothing_lost_is_verified_without_withholding_anything(check: Quie
     assert engine.states == [StreamState.LIVE]
 
 
-async def test_what_was_lost_last_is_repaired_and_then_verified(check: QuietCheck) -> None:
+async def test_what_was_lost_last_is_repaired_and_then_verified(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
     for _ in range(4):
@@ -212,7 +212,7 @@ async def test_what_was_lost_last_is_repaired_and_then_verified(check: QuietChec
     assert engine.stream.state is StreamState.LIVE
 
 
-async def test_live_frames_overtaken_by_the_answer_are_not_lost(check: QuietCheck) -> None:
+async def test_live_frames_overtaken_by_the_answer_are_not_lost(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
     engine.publish(lost=True)
@@ -228,7 +228,7 @@ async def test_live_frames_overtaken_by_the_answer_are_not_lost(check: QuietChec
     assert (engine.outcomes, engine.states) == ([], [StreamState.LIVE])
 
 
-async def test_frames_that_arrive_before_an_answer_are_asked_about_again(check: QuietCheck) -> None:
+async def test_frames_that_arrive_before_an_answer_are_asked_about_again(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
 
@@ -243,7 +243,7 @@ async def test_frames_that_arrive_before_an_answer_are_asked_about_again(check: 
     assert engine.stream.expected == 3
 
 
-async def test_no_answer_changes_nothing_and_is_asked_for_again(check: QuietCheck) -> None:
+async def test_no_answer_changes_nothing_and_is_asked_for_again(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
     engine.silent = 3
@@ -252,7 +252,7 @@ async def test_no_answer_changes_nothing_and_is_asked_for_again(check: QuietChec
     assert engine.states == [StreamState.LIVE]
 
 
-async def test_what_is_lost_and_not_to_be_had_leaves_nothing_to_claim(check: QuietCheck) -> None:
+async def test_what_is_lost_and_not_to_be_had_leaves_nothing_to_claim(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
     engine.publish(lost=True)
@@ -263,11 +263,11 @@ async def test_what_is_lost_and_not_to_be_had_leaves_nothing_to_claim(check: Qui
 
     engine.meanwhile = goes_silent
     await until(lambda: engine.stream.state is StreamState.UNTRUSTED, "untrusted")
-    assert engine.stream.untrusted_for is Untrust.GAP
+    assert engine.stream.untrusted_for is DistrustReason.GAP
     assert engine.outcomes == [RepairOutcome.FAILED]
 
 
-async def test_a_failed_repair_of_something_else_is_not_held_against_the_stream(check: QuietCheck) -> None:
+async def test_a_failed_repair_of_something_else_is_not_held_against_the_stream(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
     await until(lambda: engine.stream.state is StreamState.LIVE, "live")
@@ -279,7 +279,7 @@ async def test_a_failed_repair_of_something_else_is_not_held_against_the_stream(
 
 
 @pytest.mark.parametrize("how", ["suspended", "untrusted", "waiting"])
-async def test_only_live_streams_are_asked_about(check: QuietCheck, how: str) -> None:
+async def test_only_live_streams_are_asked_about(check: TailGapCheck, how: str) -> None:
     engine, other = Engine(check), Engine(check)
     other.publish()
     if how != "waiting":
@@ -288,14 +288,14 @@ async def test_only_live_streams_are_asked_about(check: QuietCheck, how: str) ->
     if how == "suspended":
         engine.stream.suspend()
     elif how == "untrusted":
-        engine.stream.distrust(Untrust.GAP)
+        engine.stream.distrust(DistrustReason.GAP)
     for frames in range(1, 4):
         await until(lambda frames=frames: check.outcomes[QuietOutcome.VERIFIED] == frames, "the other is verified")
         other.publish()
     assert engine.asked == []
 
 
-async def test_a_reconnected_stream_is_asked_about_again(check: QuietCheck) -> None:
+async def test_a_reconnected_stream_is_asked_about_again(check: TailGapCheck) -> None:
     engine = Engine(check)
     engine.publish()
     await until(lambda: check.outcomes[QuietOutcome.VERIFIED] == 1, "verified")
@@ -308,7 +308,7 @@ async def test_a_reconnected_stream_is_asked_about_again(check: QuietCheck) -> N
 
 
 async def test_never_with_zero() -> None:
-    check = QuietCheck(0.0)
+    check = TailGapCheck(0.0)
     engine = Engine(check)
     engine.publish()
     await until(lambda: engine.stream.state is StreamState.LIVE, "live")
@@ -317,7 +317,7 @@ async def test_never_with_zero() -> None:
     engine.watched.close()
 
 
-async def test_a_fleet_gone_quiet_is_not_asked_all_at_once(check: QuietCheck, monkeypatch: Any) -> None:
+async def test_a_fleet_gone_quiet_is_not_asked_all_at_once(check: TailGapCheck, monkeypatch: Any) -> None:
     monkeypatch.setattr(module, "_ASKED_PER_LOOK", 5)
     asked: list[int] = []
     monkeypatch.setattr(check, "_look_later", lambda: None)
@@ -336,7 +336,7 @@ async def test_a_fleet_gone_quiet_is_not_asked_all_at_once(check: QuietCheck, mo
     assert all(0 <= delay <= check._look_secs for delay in delays.values())
 
 
-async def test_few_wait_for_an_answer_at_once(check: QuietCheck) -> None:
+async def test_few_wait_for_an_answer_at_once(check: TailGapCheck) -> None:
     going = most = 0
     release = asyncio.Event()
 
@@ -360,7 +360,7 @@ async def test_few_wait_for_an_answer_at_once(check: QuietCheck) -> None:
     assert most == 4
 
 
-async def test_closed_while_asked_leaves_nothing_behind(check: QuietCheck) -> None:
+async def test_closed_while_asked_leaves_nothing_behind(check: TailGapCheck) -> None:
     engine = Engine(check)
     closed = []
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sgl_router.kv_events import DecodeFailure, FrameOutcome, StreamState, Tier, Untrust
+from sgl_router.kv_events import DecodeFailure, DistrustReason, FrameOutcome, StreamState, Tier
 from sgl_router.kv_events.follow.stream import Remark
 
 
@@ -146,7 +146,7 @@ def test_a_gap_makes_the_stream_cold_until_it_is_cleared(follower) -> None:
     warm(follower)
     assert follower.send(stored([11], None, PROMPT[:4]), seq=5) is FrameOutcome.GAP
     assert follower.stream.state is StreamState.UNTRUSTED
-    assert follower.stream.untrusted_for is Untrust.GAP
+    assert follower.stream.untrusted_for is DistrustReason.GAP
     assert (follower.stream.counters.gaps, follower.stream.counters.missing) == (1, 3)
     follower.send(stored([12], None, PROMPT[:4]))
     assert follower.held == set()
@@ -193,7 +193,7 @@ def test_a_bad_frame_costs_the_frame_and_the_trust(follower) -> None:
     warm(follower)
     follower.frame(2, b"\xc1")
     assert follower.stream.state is StreamState.UNTRUSTED
-    assert follower.stream.untrusted_for is Untrust.DECODE
+    assert follower.stream.untrusted_for is DistrustReason.DECODE
     assert follower.stream.counters.failures == {DecodeFailure.MSGPACK: 1}
     assert follower.held == set()
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from sgl_router.kv_events import KvIndex, SnapshotOutcome, StreamState, Untrust, decode_snapshot, encode_snapshot
+from sgl_router.kv_events import DistrustReason, KvIndex, SnapshotOutcome, StreamState, decode_snapshot, encode_snapshot
 from sgl_router.kv_events.follow.wire import Frame, decode_batch
 from sgl_router.kv_events.snapshot.records import Snapshot
 from sgl_router.kv_events.snapshot.restore import WarmStart
@@ -162,7 +162,7 @@ LOSSES = {
     "a replay that begins later": lambda stream: stream.history_lost(5),
     "another process": lambda stream: stream.confirm(same_process=False),
     "numbers that begin again": lambda stream: tell(stream, 0, batch(9)),
-    "an unreadable frame": lambda stream: stream.distrust(Untrust.DECODE),
+    "an unreadable frame": lambda stream: stream.distrust(DistrustReason.DECODE),
     "a resync": lambda stream: stream.resync(),
 }
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 Fleet = Callable[..., list[Target]]
@@ -34,10 +34,10 @@ def fleet() -> Fleet:
 
 
 @pytest.fixture
-def facts_for() -> Callable[..., Facts]:
-    """Facts of a prompt of `tokens` tokens of which `held` maps targets to leading blocks."""
+def facts_for() -> Callable[..., PolicyInput]:
+    """PolicyInput of a prompt of `tokens` tokens of which `held` maps targets to leading blocks."""
 
-    def make(targets: list[Target], held: dict[int, int], tokens: int = 161) -> Facts:
+    def make(targets: list[Target], held: dict[int, int], tokens: int = 161) -> PolicyInput:
         by_target, totals = {}, {}
         for number, target in enumerate(targets):
             page = target.worker.info.block_size
@@ -45,6 +45,6 @@ def facts_for() -> Callable[..., Facts]:
             if held.get(number):
                 blocks = held[number]
                 by_target[target] = MatchedPrefix(blocks, blocks, blocks, blocks, page)
-        return Facts(match=PromptMatch.stated(by_target, totals), prompt_tokens=tokens)
+        return PolicyInput(match=PromptMatch.stated(by_target, totals), prompt_tokens=tokens)
 
     return make

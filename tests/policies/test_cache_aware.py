@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.placement import DecisionReason, Unmatched
-from sgl_router.policies import CacheAwareZmq, Facts
+from sgl_router.policies import CacheAwareZmq, PolicyInput
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_nobody_holds_the_first_block(policy, fleet, facts_for) -> None:
 
 def test_what_cannot_be_rendered_goes_by_load_and_says_so(policy, fleet) -> None:
     targets = fleet(2, 1)
-    decision = policy.select(targets, Facts(unmatched=Unmatched.MEDIA))
+    decision = policy.select(targets, PolicyInput(unmatched=Unmatched.MEDIA))
     assert (decision.target, decision.reason) == (targets[1], DecisionReason.UNMATCHABLE)
     assert decision.unmatched is Unmatched.MEDIA
 
@@ -98,21 +98,21 @@ def test_imbalance_counts_what_is_expected(wide, fleet) -> None:
     targets = fleet(40, 3, 0)
     prefix = MatchedPrefix(0, 0, 0, 5, 16)
     match = PromptMatch.stated({targets[1]: prefix}, dict.fromkeys(targets, 10))
-    decision = wide.select(targets, Facts(match=match, prompt_tokens=161))
+    decision = wide.select(targets, PolicyInput(match=match, prompt_tokens=161))
     assert (decision.reason, decision.target) == (DecisionReason.IMBALANCED, targets[1])
     assert (decision.matched_blocks, decision.expected_blocks) == (0, 5)
 
 
 def test_imbalance_without_a_prompt_goes_by_load(wide, fleet) -> None:
     targets = fleet(40, 3, 0)
-    decision = wide.select(targets, Facts(unmatched=Unmatched.MEDIA))
+    decision = wide.select(targets, PolicyInput(unmatched=Unmatched.MEDIA))
     assert (decision.reason, decision.target) == (DecisionReason.IMBALANCED, targets[2])
 
 
 def test_what_is_held_and_what_is_expected_are_told_apart(policy, fleet) -> None:
     targets = fleet(0, 0)
     prefixes = {targets[0]: MatchedPrefix(5, 5, 5, 9, 16), targets[1]: MatchedPrefix(6, 2, 6, 6, 16)}
-    facts = Facts(match=PromptMatch.stated(prefixes, dict.fromkeys(targets, 10)), prompt_tokens=161)
+    facts = PolicyInput(match=PromptMatch.stated(prefixes, dict.fromkeys(targets, 10)), prompt_tokens=161)
     decision = policy.select(targets, facts)
     assert (decision.target, decision.reason) == (targets[0], DecisionReason.EXPECTED_HIT)
     assert (decision.matched_blocks, decision.expected_blocks) == (5, 9)
@@ -149,7 +149,7 @@ def test_it_always_decides_among_the_candidates(rows: list[tuple[int, int]], tok
             held[target] = MatchedPrefix(blocks, blocks, blocks, blocks, 16)
     totals = dict.fromkeys(targets, 10)
     policy = CacheAwareZmq(random.Random(0), cache_threshold=0.3, balance_abs_threshold=8, balance_rel_threshold=1.2)
-    decision = policy.select(targets, Facts(match=PromptMatch.stated(held, totals), prompt_tokens=tokens))
+    decision = policy.select(targets, PolicyInput(match=PromptMatch.stated(held, totals), prompt_tokens=tokens))
     assert decision.target in targets
     if decision.reason is DecisionReason.CACHE_HIT:
         assert decision.matched_blocks == max(blocks for _, blocks in rows)

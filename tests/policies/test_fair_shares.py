@@ -12,7 +12,7 @@ from sgl_router.config import KvCostConfig
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.load import ActiveLoad
 from sgl_router.load.reports import LoadReport
-from sgl_router.policies import Facts, KvCost
+from sgl_router.policies import KvCost, PolicyInput
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 16
@@ -142,7 +142,7 @@ class World:
             for target, count in known.items()
         }
         totals = dict.fromkeys(self.targets, (tokens - 1) // PAGE)
-        decision = self.policy.select(self.targets, Facts(PromptMatch.stated(found, totals), tokens))
+        decision = self.policy.select(self.targets, PolicyInput(PromptMatch.stated(found, totals), tokens))
         target = decision.target
         self.sent[target] += 1
         if conversation is not None:

@@ -14,7 +14,7 @@ from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.load import ActiveLoad, LoadGuard
 from sgl_router.load.reports import LoadReport
 from sgl_router.placement import CandidateCost, DecisionReason, Unmatched
-from sgl_router.policies import Facts, KvCost
+from sgl_router.policies import KvCost, PolicyInput
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 100
@@ -56,13 +56,13 @@ class Stage:
             for each in tokens
         ]
 
-    def facts(self, prompt: int = 2_000, held: dict[Target, MatchedPrefix | int] | None = None, **more) -> Facts:
+    def facts(self, prompt: int = 2_000, held: dict[Target, MatchedPrefix | int] | None = None, **more) -> PolicyInput:
         by_target = {
             target: MatchedPrefix(found, found, found, found, PAGE) if isinstance(found, int) else found
             for target, found in (held or {}).items()
         }
         totals = dict.fromkeys(self.targets, (prompt - 1) // PAGE)
-        return Facts(match=PromptMatch.stated(by_target, totals), prompt_tokens=prompt, **more)
+        return PolicyInput(match=PromptMatch.stated(by_target, totals), prompt_tokens=prompt, **more)
 
     def choose(self, prompt: int = 2_000, held: dict[Target, MatchedPrefix | int] | None = None, **more) -> Target:
         return self.policy.select(self.targets, self.facts(prompt, held, **more)).target
@@ -459,7 +459,7 @@ def test_a_prompt_that_cannot_be_matched_goes_by_queues(tokens: int | None) -> N
     stage = Stage()
     one, two = stage.add(2)
     stage.busy(one, 700)
-    facts = Facts(prompt_tokens=tokens, unmatched=Unmatched.MEDIA, explain=True)
+    facts = PolicyInput(prompt_tokens=tokens, unmatched=Unmatched.MEDIA, explain=True)
     decision = stage.policy.select(stage.targets, facts)
     assert (decision.target, decision.reason) == (two, DecisionReason.UNMATCHABLE)
     assert (decision.unmatched, decision.prompt_tokens, decision.page_size) == (Unmatched.MEDIA, tokens, PAGE)
@@ -473,7 +473,7 @@ def test_a_target_nothing_was_heard_of_is_cold() -> None:
     stage.busy(one, 9_000)
     by_target = {one: MatchedPrefix(19, 19, 19, 19, PAGE)}
     decision = stage.policy.select(
-        stage.targets, Facts(match=PromptMatch.stated(by_target, {one: 19}), prompt_tokens=2_000)
+        stage.targets, PolicyInput(match=PromptMatch.stated(by_target, {one: 19}), prompt_tokens=2_000)
     )
     assert (decision.target, decision.total_blocks, decision.reason) == (two, 19, DecisionReason.SPREAD)
 

@@ -6,9 +6,9 @@ import pytest
 
 from sgl_router.load import ActiveLoad
 from sgl_router.placement import DecisionReason, Unmatched
-from sgl_router.policies import Facts, PowerOfTwo, RandomChoice, RoundRobin
+from sgl_router.policies import PolicyInput, PowerOfTwo, RandomChoice, RoundRobin
 
-FACTS = Facts(unmatched=Unmatched.NOT_ASKED)
+FACTS = PolicyInput(unmatched=Unmatched.NOT_ASKED)
 
 
 @pytest.mark.parametrize("policy", [RoundRobin, RandomChoice, PowerOfTwo])

@@ -20,9 +20,9 @@ from sgl_router.policies import make_policy
 from sgl_router.prompt import Prompt
 from sgl_router.routing import LocalRouting, RouteRequest
 from sgl_router.routing.remote.client import RemoteRouting
-from sgl_router.routing.remote.fallback import RoutingAway
-from sgl_router.routing.remote.replica import Mirror
-from sgl_router.routing.remote.server import LeaseServer
+from sgl_router.routing.remote.fallback import LeastLoadedFallback
+from sgl_router.routing.remote.replica import WorkerReplica
+from sgl_router.routing.remote.server import RoutingServer
 from sgl_router.workers import HealthState, Worker, WorkerInfo, WorkerRegistry
 
 MODEL = "m"
@@ -122,7 +122,7 @@ class Routing:
             self.registry, self.index, self.load, policies, Metrics(), queues=queues  # type: ignore[arg-type]
         )
         self.merged: list[bytes] = []
-        self.server = LeaseServer(
+        self.server = RoutingServer(
             self.routing, self.registry, self.load, self.index, merge=self.merged.append  # type: ignore[arg-type]
         )
         for url in urls:
@@ -155,8 +155,8 @@ class Side:
     def __init__(self, path: str, number: int, answer_secs: float, explain_secs: float) -> None:
         self.registry, self.load = WorkerRegistry(), ActiveLoad()
         self.registry.add_listener(self.load)
-        self.mirror = Mirror(self.registry, {MODEL: CONFIG})
-        policies = {MODEL: RoutingAway(random.Random(number))}
+        self.mirror = WorkerReplica(self.registry, {MODEL: CONFIG})
+        policies = {MODEL: LeastLoadedFallback(random.Random(number))}
         fallback = LocalRouting(
             self.registry, None, self.load, policies, Metrics(), expecting=False  # type: ignore[arg-type]
         )

@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
-from sgl_router.errors import InternalError, RoutingAway
+from sgl_router.errors import InternalError, RoutingUnavailable
 from sgl_router.kv_events import DEFAULT_NAMESPACE
 from sgl_router.outcome import Outcome
 from sgl_router.placement import Unmatched
@@ -117,11 +117,11 @@ async def test_without_a_routing_process_nothing_is_guessed(rig: Any) -> None:
     asking = asyncio.create_task(side.routing.explain(ask()))
     await rig.until(lambda: len(routing.index.seen) == 1, "asked")
     await routing.server.close()
-    with pytest.raises(RoutingAway, match="is away"):  # while it waits
+    with pytest.raises(RoutingUnavailable, match="is restarting"):  # while it waits
         await asking
-    with pytest.raises(RoutingAway, match="is away"):  # and from then on
+    with pytest.raises(RoutingUnavailable, match="is restarting"):  # and from then on
         await side.routing.explain(ask())
-    assert (await side.choose()).placement.prefill.reason == "routing_away"
+    assert (await side.choose()).placement.prefill.reason == "routing_unavailable"
     assert side.fell_back == [MODEL], "an explanation is no decision"
 
 
@@ -130,7 +130,7 @@ async def test_a_routing_process_that_hangs_is_not_waited_for(rig: Any) -> None:
     side = await rig.side(explain_secs=0.1)
     gate = routing.index.gate = asyncio.Event()
     began = time.monotonic()
-    with pytest.raises(RoutingAway, match=r"0\.1 s"):
+    with pytest.raises(RoutingUnavailable, match=r"0\.1 s"):
         await side.routing.explain(ask())
     assert 0.1 <= time.monotonic() - began < 5.0
     assert not side.routing.away, "decisions are asked for as ever"
@@ -163,7 +163,7 @@ async def test_those_of_a_data_process_that_dies_end(rig: Any) -> None:
     await side.stop()
     await rig.until(lambda: routing.server.connected == 0 and not there._undecided, "it is given up there")
     gate.set()
-    with pytest.raises(RoutingAway):
+    with pytest.raises(RoutingUnavailable):
         await asking
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from sgl_router.config import CircuitBreakerConfig, ModelConfig
 from sgl_router.routing.remote.messages import WorkerState
-from sgl_router.routing.remote.replica import Mirror
+from sgl_router.routing.remote.replica import WorkerReplica
 from sgl_router.workers import HealthState, WorkerMode, WorkerRegistry
 
 
@@ -20,9 +20,9 @@ def state(generation: int, url: str = "http://a:1", **changed: Any) -> WorkerSta
     return WorkerState(generation, url, **{**fields, **changed})
 
 
-def mirror() -> Mirror:
+def mirror() -> WorkerReplica:
     breaker = CircuitBreakerConfig(threshold=7, cool_down_secs=3.0)
-    return Mirror(WorkerRegistry(), {"m": ModelConfig(id="m", tokenizer_path="t", circuit_breaker=breaker)})
+    return WorkerReplica(WorkerRegistry(), {"m": ModelConfig(id="m", tokenizer_path="t", circuit_breaker=breaker)})
 
 
 def test_a_worker_is_what_was_told() -> None:

@@ -42,7 +42,7 @@ async def test_a_long_wait_is_announced_and_not_taken_for_silence(rig: Any) -> N
     assert not side.routing.away
     first.end(Outcome.COMPLETED)
     lease = await second
-    assert lease.placement.prefill.reason is not DecisionReason.ROUTING_AWAY
+    assert lease.placement.prefill.reason is not DecisionReason.ROUTING_UNAVAILABLE
     assert lease.waited_secs >= 0.2
     lease.end(Outcome.COMPLETED)
     await rig.until(routing.idle, "nothing is left")

@@ -163,7 +163,7 @@ async def test_without_a_routing_process_the_least_loaded_worker_is_chosen(rig: 
     await rig.until(lambda: side.routing.away, "noticed")
     second = await side.choose(tokens=161)
     assert second.placement.prefill.target.worker is not first.placement.prefill.target.worker
-    assert second.placement.prefill.reason is DecisionReason.ROUTING_AWAY
+    assert second.placement.prefill.reason is DecisionReason.ROUTING_UNAVAILABLE
     assert (second.placement.prefill.prompt_tokens, second.placement.prefill.target.decode_blocks) == (161, 11)
     assert side.fell_back == [MODEL]
     side.worker(A).health = HealthState.UNHEALTHY
@@ -232,10 +232,10 @@ async def test_an_overdue_answer_is_not_waited_for_and_leaks_no_load(rig: Any) -
     side = await rig.side(answer_secs=0.05)
     gate = routing.index.gate = asyncio.Event()
     lease = await side.choose()
-    assert lease.placement.prefill.reason is DecisionReason.ROUTING_AWAY
+    assert lease.placement.prefill.reason is DecisionReason.ROUTING_UNAVAILABLE
     assert side.routing.away, "not asked again until something is heard of it"
     other = await side.choose()
-    assert other.placement.prefill.reason is DecisionReason.ROUTING_AWAY
+    assert other.placement.prefill.reason is DecisionReason.ROUTING_UNAVAILABLE
     assert len(routing.index.seen) == 1
     await rig.until(lambda: len(routing.load) == 2, "leases taken here are declared at once")
     routing.index.gate = None
@@ -295,7 +295,7 @@ async def test_a_decision_under_way_when_its_asker_dies_holds_nothing(rig: Any) 
     assert routing.worker(A).stats.requests == {}
     # For the asker it was a routing process that went away.
     lease = await asking
-    assert lease is not None and lease.placement.prefill.reason is DecisionReason.ROUTING_AWAY
+    assert lease is not None and lease.placement.prefill.reason is DecisionReason.ROUTING_UNAVAILABLE
 
 
 async def test_expiry_reaches_the_data_process_once(rig: Any) -> None:

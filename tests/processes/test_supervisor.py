@@ -220,7 +220,7 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     assert 0 < sum(isinstance(one, aiohttp.ClientError) for one in ended) < 20, "both had some of them"
     answers = await alone
     assert {status for status, _ in answers} == {200}
-    assert Counter(reason for _, reason in answers)["routing_away"] > 0
+    assert Counter(reason for _, reason in answers)["routing_unavailable"] > 0
     probed = await probes
     assert {status for status, _ in probed[:12]} == {200}
     assert any(status == 503 and b"routing process" in body for status, body in probed[12:])
@@ -228,7 +228,7 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     # Both come back.
     await settles(lambda: ready(router), 200)
     assert await router.inflight() == 0
-    assert (await router.chat(long))[1] != "routing_away"
+    assert (await router.chat(long))[1] != "routing_unavailable"
     pids += [line["data_pid"] for line in router.said("data process connected")]
 
     # The end: ready no more, but what has been accepted is answered.
@@ -280,7 +280,7 @@ async def test_a_routing_process_that_hangs_explains_nothing_and_holds_nobody_up
         began = time.monotonic()
         told = await asyncio.gather(*(router.explain(f"hello {number}") for number in range(16)))
         assert time.monotonic() - began < 20
-        assert {(status, answer["error"]["code"]) for status, answer in told} == {(503, "routing_away")}
+        assert {(status, answer["error"]["code"]) for status, answer in told} == {(503, "routing_unavailable")}
     finally:
         os.kill(routing, signal.SIGCONT)
     await settles(lambda: explained(router), {200})

@@ -218,13 +218,13 @@ async def test_while_the_routing_process_is_away_no_guess_is_given(rig: Any) -> 
     await router.end_routing()
     status, answer, headers = await router.call(router.several, EXPLAIN, chat())
     error = json.loads(answer)["error"]
-    assert (status, error["code"], error["type"]) == (503, "routing_away", "service_unavailable_error")
-    assert (headers["x-router-error-code"], headers["retry-after"]) == ("routing_away", "1")
+    assert (status, error["code"], error["type"]) == (503, "routing_unavailable", "service_unavailable_error")
+    assert (headers["x-router-error-code"], headers["retry-after"]) == ("routing_unavailable", "1")
     assert "away" in error["message"]
     status, answer, _ = await router.call(router.several, EXPLAIN, b'{"messages": []}')
     assert (status, json.loads(answer)["error"]["param"]) == (400, "model")
     status, answer, _ = await router.call(router.several, "/internal/decisions")
-    assert (status, json.loads(answer)["error"]["code"]) == (503, "routing_away")
+    assert (status, json.loads(answer)["error"]["code"]) == (503, "routing_unavailable")
 
 
 async def test_the_last_decisions_are_told_with_what_came_of_them(rig: Any) -> None:

@@ -42,7 +42,7 @@ class Upstream:
 
 
 class Recorder:
-    """An Outbound. `room` cleared makes every write wait."""
+    """An ResponseWriter. `room` cleared makes every write wait."""
 
     def __init__(self) -> None:
         self.started = False

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from sgl_router.http.headers import header_lines, header_pairs
-from sgl_router.upstream.response_head_cache import AnswerHead, AnswerHeads
+from sgl_router.upstream.response_head_cache import ResponseHead, ResponseHeadCache
 
 START = b"HTTP/1.1 200 OK\r\nserver: u\r\ncontent-length: "
 END = b"\r\ncontent-type: a/b\r\n\r\n"
 PAIRS = [(b"server", b"u"), (b"content-type", b"a/b")]
-HEAD = AnswerHead(200, PAIRS, header_lines(PAIRS))
+HEAD = ResponseHead(200, PAIRS, header_lines(PAIRS))
 
 
-def learned() -> AnswerHeads:
-    heads = AnswerHeads()
+def learned() -> ResponseHeadCache:
+    heads = ResponseHeadCache()
     heads.learn(START + b"2" + END + b"hi", HEAD)
     return heads
 
@@ -55,13 +55,13 @@ def test_whatever_differs_is_not(data: bytes) -> None:
     ],
 )
 def test_a_head_that_cannot_be_cut_open_is_not_learned(data: bytes) -> None:
-    heads = AnswerHeads()
+    heads = ResponseHeadCache()
     heads.learn(data, HEAD)
     assert heads.split(data) is None
 
 
 def test_no_more_is_kept_than_is_of_use() -> None:
-    heads = AnswerHeads()
+    heads = ResponseHeadCache()
     for number in range(2000):
         heads.learn(START + b"2\r\nx: %d" % number + END + b"hi", HEAD)
         assert len(heads._known) <= 256

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sgl_router.config import KvCostConfig, QueueConfig
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.load import ActiveLoad, LoadGuard
-from sgl_router.policies import Facts, KvCost
-from sgl_router.routing.request_queue import Waiting, WaitingLine
+from sgl_router.policies import KvCost, PolicyInput
+from sgl_router.routing.request_queue import RequestQueue, Waiting
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 PAGE = 100
@@ -39,15 +39,15 @@ class Scene:
             self.load.worker_added(worker)
             self.targets += worker.targets
         self.policy = KvCost(random.Random(1), cost, clock=lambda: self.now, bound_late=True)
-        self.line = WaitingLine(self.policy, QueueConfig(**({"enabled": True, "max_wait_secs": HOUR} | queue)))
+        self.line = RequestQueue(self.policy, QueueConfig(**({"enabled": True, "max_wait_secs": HOUR} | queue)))
         self.names: dict[Waiting, str] = {}
 
     def busy(self, *targets: Target, tokens: int = 100_000) -> list[LoadGuard]:
         return [self.load.acquire(each, prefill_tokens=tokens, decode_blocks=0, now=self.now) for each in targets]
 
-    def facts(self, tokens: int, held: dict[Target, int] | None = None, **more) -> Facts:
+    def facts(self, tokens: int, held: dict[Target, int] | None = None, **more) -> PolicyInput:
         prefixes = {target: MatchedPrefix(n, n, n, n, PAGE) for target, n in (held or {}).items()}
-        return Facts(match=PromptMatch.stated(prefixes, dict.fromkeys(self.targets, 99)), prompt_tokens=tokens, **more)
+        return PolicyInput(match=PromptMatch.stated(prefixes, dict.fromkeys(self.targets, 99)), prompt_tokens=tokens, **more)
 
     def enter(
         self, name: str, tokens: int = 1_000, held: dict[Target, int] | None = None, *, priority: int = 0, **more

@@ -14,9 +14,9 @@ from sgl_router.config import KvCostConfig, QueueConfig
 from sgl_router.errors import QueueTimeout
 from sgl_router.load import ActiveLoad
 from sgl_router.outcome import Outcome
-from sgl_router.policies import Facts, KvCost
+from sgl_router.policies import KvCost, PolicyInput
 from sgl_router.routing import RouteRequest
-from sgl_router.routing.dispatcher import WaitingRoom
+from sgl_router.routing.dispatcher import Dispatcher
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 
@@ -51,7 +51,7 @@ class Scene:
         self.failing: set[str] = set()
         self.skipped = self.look_up_secs = 0.0
         self.leases: list[Lease] = []
-        self.room = WaitingRoom(
+        self.room = Dispatcher(
             "m",
             KvCost(random.Random(1), KvCostConfig(), clock=loop.time),
             QueueConfig(enabled=True, **queue),
@@ -62,9 +62,9 @@ class Scene:
             clock=lambda: loop.time() + self.skipped,
         )
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> PolicyInput:
         self.skipped += self.look_up_secs
-        return Facts(prompt_tokens=100)
+        return PolicyInput(prompt_tokens=100)
 
     def _answer(self, name: str, answer: Callable[[], Any]) -> Any:
         if name in self.failing:
@@ -76,7 +76,7 @@ class Scene:
         return self.leases[-1]
 
     def enter(self, *names: str) -> list[asyncio.Task[Any]]:
-        facts = Facts(prompt_tokens=100)
+        facts = PolicyInput(prompt_tokens=100)
         requests = [RouteRequest(model_id="m", request_id=name) for name in names]
         return [asyncio.create_task(self.room.wait(one, facts), name=one.request_id) for one in requests]
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from sgl_router.admin.snapshot import SNAPSHOT_PATH, snapshot_route
-from sgl_router.http.response import ResponseWriter
+from sgl_router.http.response import Http1Writer
 from sgl_router.http.routes import Route, Routes
 from sgl_router.http.server import HttpServer
 from sgl_router.kv_events import KvIndex
@@ -101,7 +101,7 @@ async def test_nor_does_the_end_of_one_that_nobody_takes_hold_up_the_next(monkey
 
     async with serving(index) as address:
         with monkeypatch.context() as patch:
-            patch.setattr(ResponseWriter, "end", never)
+            patch.setattr(Http1Writer, "end", never)
             with contextlib.suppress(ConnectionError):
                 await ask(address)
         assert (await ask(address)).startswith(b"HTTP/1.1 200 OK")

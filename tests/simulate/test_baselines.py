@@ -7,7 +7,7 @@ import random
 from sgl_router.kv_events import MatchedPrefix, PromptMatch
 from sgl_router.lab.simulate.baselines import dynamo_like, min_uncached_half_queue
 from sgl_router.placement import DecisionReason, Unmatched
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 
@@ -17,12 +17,12 @@ def targets(count: int = 3) -> list[Target]:
 
 
 
-def matched(prompt: int, held: dict[Target, tuple[int, int]]) -> Facts:
+def matched(prompt: int, held: dict[Target, tuple[int, int]]) -> PolicyInput:
     found = {
         target: MatchedPrefix(blocks, blocks, blocks, max(blocks, expected), 100)
         for target, (blocks, expected) in held.items()
     }
-    return Facts(match=PromptMatch.stated(found, dict.fromkeys(found, prompt // 100)), prompt_tokens=prompt)
+    return PolicyInput(match=PromptMatch.stated(found, dict.fromkeys(found, prompt // 100)), prompt_tokens=prompt)
 
 
 def test_dynamo_like_adds_prefill_and_decode_blocks() -> None:
@@ -57,5 +57,5 @@ def test_equal_costs_go_to_the_least_loaded() -> None:
     fleet[0].inflight = fleet[2].inflight = 1
     policy = min_uncached_half_queue(random.Random(0), lambda target: 0.0)
     assert policy.select(fleet, matched(2_000, {})).target is fleet[1]
-    decision = policy.select(fleet, Facts(prompt_tokens=10, unmatched=Unmatched.MEDIA))
+    decision = policy.select(fleet, PolicyInput(prompt_tokens=10, unmatched=Unmatched.MEDIA))
     assert (decision.target, decision.reason) == (fleet[1], DecisionReason.UNMATCHABLE)

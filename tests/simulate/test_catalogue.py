@@ -7,7 +7,7 @@ import random
 import pytest
 
 from sgl_router.config import KvCostConfig, ModelConfig, PolicyName, QueueConfig
-from sgl_router.lab.simulate.brain import Brain, Immediate, Surroundings
+from sgl_router.lab.simulate.brain import Immediate, PolicyAdapter, PolicyContext
 from sgl_router.lab.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names, without_bounds
 from sgl_router.lab.simulate.job import jobs_of
 from sgl_router.lab.simulate.measure import rows_of, summarise
@@ -19,8 +19,8 @@ from sgl_router.policies import CacheAwareZmq, KvCost
 MODEL = ModelConfig(id="m", tokenizer_path="t", kv_cost=KvCostConfig(prefill_tokens_per_sec=123.0))
 
 
-def brain(name: str, model: ModelConfig | None = None) -> Brain:
-    return make_brain(name, Surroundings(random.Random(0), lambda: 0.0, {}, 8_000.0), model)
+def brain(name: str, model: ModelConfig | None = None) -> PolicyAdapter:
+    return make_brain(name, PolicyContext(random.Random(0), lambda: 0.0, {}, 8_000.0), model)
 
 
 def test_the_products_policies_are_there_and_baselines_beside() -> None:

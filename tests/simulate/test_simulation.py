@@ -10,7 +10,7 @@ from msgspec import structs
 
 from sgl_router.config import KvCostConfig, ModelConfig, QueueConfig
 from sgl_router.lab.simulate import catalogue
-from sgl_router.lab.simulate.brain import Brain, Door, Surroundings
+from sgl_router.lab.simulate.brain import PolicyAdapter, PolicyContext, RouterHandle
 from sgl_router.lab.simulate.catalogue import BASELINES, QUEUED, make_brain, policy_names
 from sgl_router.lab.simulate.job import Job, jobs_of
 from sgl_router.lab.simulate.measure import rows_of, summarise
@@ -194,8 +194,8 @@ class Ears:
 def test_a_learning_policy_hears_all(monkeypatch: pytest.MonkeyPatch) -> None:
     ears = Ears()
 
-    def brain(around: Surroundings) -> Brain:
-        return Brain(make_brain("cache_aware_zmq", around).policy, observer=ears)
+    def brain(around: PolicyContext) -> PolicyAdapter:
+        return PolicyAdapter(make_brain("cache_aware_zmq", around).policy, observer=ears)
 
     monkeypatch.setitem(BASELINES, "ears", brain)
     run([row(0, 1024, 11, 1, 2)], "ears", replace(SMALL, workers=1, load_report_interval=0.5))
@@ -206,7 +206,7 @@ def test_a_learning_policy_hears_all(monkeypatch: pytest.MonkeyPatch) -> None:
 class Picky:
     """A dispatcher that refuses what is long and sends the rest a second later."""
 
-    def __init__(self, door: Door, policy) -> None:
+    def __init__(self, door: RouterHandle, policy) -> None:
         self.door, self.policy = door, policy
 
     def arrived(self, job: Job) -> None:
@@ -223,7 +223,7 @@ class Picky:
 
 
 def test_a_dispatcher_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    picky = lambda around: Brain(make_brain("cache_aware_zmq", around).policy, Picky)  # noqa: E731
+    picky = lambda around: PolicyAdapter(make_brain("cache_aware_zmq", around).policy, Picky)  # noqa: E731
     monkeypatch.setitem(catalogue.BASELINES, "picky", picky)
     short, long = run([row(0, 500, 1, 1), row(0, 700, 1, 2, 3)], "picky").records
     assert (short.held, short.queued) == (1.0, 1.0)
@@ -232,4 +232,4 @@ def test_a_dispatcher_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_policy_is_a_key_error() -> None:
     with pytest.raises(KeyError):
-        make_brain("best", Surroundings(random.Random(0), lambda: 0.0, {}, 1.0))
+        make_brain("best", PolicyContext(random.Random(0), lambda: 0.0, {}, 1.0))

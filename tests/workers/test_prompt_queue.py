@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.load.prefill_backlog import PromptQueue
+from sgl_router.load.prefill_backlog import PrefillBacklog
 from sgl_router.load.prefill_speed import PrefillSpeed
 
 
-def queue(speed: float = 1_000.0, **settings: float) -> PromptQueue:
-    return PromptQueue(PrefillSpeed(speed), **settings)
+def queue(speed: float = 1_000.0, **settings: float) -> PrefillBacklog:
+    return PrefillBacklog(PrefillSpeed(speed), **settings)
 
 
 def test_a_prompt_drains_and_goes_with_its_first_byte() -> None:

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_router.load.decode_estimate import RunningAnswers
+from sgl_router.load.decode_estimate import DecodeEstimate
 
 
 def test_answers_grow_with_time() -> None:
-    answers = RunningAnswers()
+    answers = DecodeEstimate()
     assert answers.tokens(5.0) == 0.0
     answers.begin(0.0)
     answers.begin(1.0)
@@ -22,7 +22,7 @@ def test_answers_grow_with_time() -> None:
 
 
 def test_how_fast_is_learned_from_those_that_ended() -> None:
-    answers = RunningAnswers()
+    answers = DecodeEstimate()
     for number in range(200):
         answers.begin(10.0 * number)
         answers.end(10.0 * number, 10.0 * number + 2.0, 200)
@@ -36,7 +36,7 @@ def test_how_fast_is_learned_from_those_that_ended() -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.floats(0, 100)), max_size=60))
 def test_never_below_nothing_and_back_to_it(ops: list[tuple[bool, int, float]]) -> None:
-    answers, now, out = RunningAnswers(), 0.0, []
+    answers, now, out = DecodeEstimate(), 0.0, []
     for begins, which, passed in ops:
         now += passed
         if begins or not out:

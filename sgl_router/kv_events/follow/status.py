@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sgl_router.kv_events.follow.repair import RepairOutcome
-from sgl_router.kv_events.follow.stream import EventStream, StreamState, Untrust
+from sgl_router.kv_events.follow.stream import DistrustReason, EventStream, StreamState
 from sgl_router.kv_events.follow.wire import DecodeFailure
 from sgl_router.kv_events.index.agreement import Agreement
 from sgl_router.kv_events.index.witness import Witness
@@ -22,7 +22,7 @@ class RankStatus:
     connected: bool
     state: StreamState
     complete: bool
-    untrusted_for: Untrust | None
+    untrusted_for: DistrustReason | None
     next_seq: int | None
     page_size: int
     bigram: bool

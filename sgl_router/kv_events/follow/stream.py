@@ -32,7 +32,7 @@ from sgl_router.kv_events.follow.wire import (
 from sgl_router.kv_events.index.hashing import BlockHasher, Namespace
 from sgl_router.kv_events.index.tree import BlockTree
 
-__all__ = ["EventStream", "FrameOutcome", "Holdings", "Remark", "StreamCounters", "StreamState", "Untrust"]
+__all__ = ["DistrustReason", "EventStream", "FrameOutcome", "Holdings", "Remark", "StreamCounters", "StreamState"]
 
 _RECENT_FRAMES = 1024
 _GHOSTS = 32_768
@@ -52,7 +52,7 @@ class StreamState(str, Enum):
     UNTRUSTED = "untrusted"
 
 
-class Untrust(str, Enum):
+class DistrustReason(str, Enum):
     """Why a stream is untrusted."""
 
     GAP = "gap"
@@ -151,7 +151,7 @@ class EventStream:
         self.hasher = hashers(page_size, bigram)
         self.slot = tree.acquire()
         self.state = StreamState.WAITING
-        self.untrusted_for: Untrust | None = None
+        self.untrusted_for: DistrustReason | None = None
         self.complete = False
         """Whether the stream was followed from an empty cache, so that it holds all the engine does."""
         self.expected: int | None = None
@@ -211,7 +211,7 @@ class EventStream:
                 return FrameOutcome.GAP
             outcome = FrameOutcome.GAP
             self.expected = seq + 1
-            self.distrust(Untrust.GAP)
+            self.distrust(DistrustReason.GAP)
         elif seq < expected:
             if self._recent.get(seq) == digest:
                 self.counters.duplicates += 1
@@ -327,7 +327,7 @@ class EventStream:
         self._remarked.clear()
         self.resync()
 
-    def distrust(self, why: Untrust) -> None:
+    def distrust(self, why: DistrustReason) -> None:
         """Forget every claim; hold nothing until the engine's cache is known to be empty."""
         self._settle(kept=False)
         self._drop_holdings()
@@ -346,7 +346,7 @@ class EventStream:
 
     def lost(self, error: WireError) -> None:
         """What the frame said, whose failure was counted, is lost."""
-        self.distrust(Untrust.DECODE)
+        self.distrust(DistrustReason.DECODE)
 
     def close(self) -> None:
         """Give the slot back. The stream must not be used afterwards."""

@@ -18,13 +18,13 @@ import structlog
 from sgl_router.kv_events.follow.pump import Feed
 from sgl_router.kv_events.follow.repair import Repairer, RepairOutcome
 from sgl_router.kv_events.follow.replay import ReplayEnd
-from sgl_router.kv_events.follow.stream import StreamState, Untrust
+from sgl_router.kv_events.follow.stream import DistrustReason, StreamState
 from sgl_router.kv_events.follow.wire import Frame
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
 
-__all__ = ["QuietCheck", "QuietOutcome", "QuietWatch", "Watched"]
+__all__ = ["QuietOutcome", "QuietWatch", "TailGapCheck", "Watched"]
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +94,7 @@ class Watched:
 
     def __init__(
         self,
-        check: QuietCheck,
+        check: TailGapCheck,
         target: Target,
         feed: Feed,
         repairer: Repairer,
@@ -127,7 +127,7 @@ class Watched:
         if outcome is not RepairOutcome.FAILED:
             self._watch.answers()
         elif lost and self._feed.stream.state is StreamState.LIVE:
-            self._feed.stream.distrust(Untrust.GAP)
+            self._feed.stream.distrust(DistrustReason.GAP)
 
     def close(self) -> None:
         self._closed = True  # before 3.12 asyncio.wait_for can swallow a cancellation
@@ -196,7 +196,7 @@ class Watched:
             self._repairer.start()
 
 
-class QuietCheck:
+class TailGapCheck:
     """All watched ranks of an index, looked at about once a second. `quiet_secs` 0: none ever is."""
 
     def __init__(self, quiet_secs: float, *, rng: random.Random | None = None) -> None:

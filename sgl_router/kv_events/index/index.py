@@ -22,8 +22,8 @@ from sgl_router.kv_events.follow.refill import Refill
 from sgl_router.kv_events.follow.repair import Repairer, RepairOutcome
 from sgl_router.kv_events.follow.replay import ReplayEnd, replay
 from sgl_router.kv_events.follow.status import IndexTotals, RankStatus
-from sgl_router.kv_events.follow.stream import EventStream, FrameOutcome, Remark, StreamState, Untrust
-from sgl_router.kv_events.follow.tail_gap import QuietCheck, Watched
+from sgl_router.kv_events.follow.stream import DistrustReason, EventStream, FrameOutcome, Remark, StreamState
+from sgl_router.kv_events.follow.tail_gap import TailGapCheck, Watched
 from sgl_router.kv_events.follow.wire import Frame, Tier, WireError
 from sgl_router.kv_events.index.eviction import MemoryBound
 from sgl_router.kv_events.index.expectation import Expectation, Expectations
@@ -173,7 +173,7 @@ class KvIndex:
         )
         self.warm = WarmStart(self.pump)
         self._withheld = WithheldNamespaces()
-        self.quiet = QuietCheck(quiet_check_secs)
+        self.quiet = TailGapCheck(quiet_check_secs)
         self.copying = asyncio.Lock()
         """Held while a rank is copied for a snapshot: one at a time."""
         self.bound = MemoryBound(
@@ -304,7 +304,7 @@ class KvIndex:
         for one in sharing:
             self._unfollow(one)
             one.unsubscribe()
-            one.stream.distrust(Untrust.SHARED)
+            one.stream.distrust(DistrustReason.SHARED)
 
     def _unfollow(self, rank: _Rank) -> None:
         if rank.feed is not None:
@@ -409,7 +409,7 @@ class KvIndex:
             now = asyncio.get_running_loop().time()
             if now - rank.resynced_at > _FORGIVEN_SECS:
                 rank.resyncs = 0
-            first = stream.untrusted_for is Untrust.DISAGREEMENT and not rank.resyncs
+            first = stream.untrusted_for is DistrustReason.DISAGREEMENT and not rank.resyncs
             delay = 0.0 if first else min(self._resync_secs * 2 ** min(rank.resyncs, 10), _MAX_RESYNC_SECS)
             rank.resync = asyncio.get_running_loop().call_later(delay, self._resync, rank)
 
@@ -422,7 +422,7 @@ class KvIndex:
         rank.resyncs += 1
         rank.resynced_at = asyncio.get_running_loop().time()
         rank.feed.discard()
-        replayable = rank.repairer is not None and stream.untrusted_for is not Untrust.DECODE
+        replayable = rank.repairer is not None and stream.untrusted_for is not DistrustReason.DECODE
         self.totals.resyncs += 1
         log.info(
             "kv event stream starts over",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from sgl_router.kv_events.follow.stream import EventStream, StreamState, Untrust
+from sgl_router.kv_events.follow.stream import DistrustReason, EventStream, StreamState
 from sgl_router.kv_events.index.agreement import Agreement, Prefix, Verdict
 from sgl_router.kv_events.index.coverage import Coverage, CoverageChange
 from sgl_router.kv_events.index.silence import Silence
@@ -167,7 +167,7 @@ class Witness:
         if verdict is Verdict.RANK:
             log.warning("kv index contradicted by the worker's reports", **about)
             agreement.forgive()
-            stream.distrust(Untrust.DISAGREEMENT)
+            stream.distrust(DistrustReason.DISAGREEMENT)
         elif verdict is Verdict.NAMESPACE:
             first = self._withheld.add(sent.root, stream, now)
             say = log.warning if first else log.debug

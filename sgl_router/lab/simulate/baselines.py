@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies import Facts, LoadPolicy, least_loaded
+from sgl_router.policies import LoadPolicy, PolicyInput, least_loaded
 from sgl_router.workers import Target
 
 __all__ = ["CostPolicy", "dynamo_like", "min_uncached_half_queue"]
@@ -26,23 +26,23 @@ class CostPolicy(LoadPolicy):
         self._cost = cost
         self._expecting = expecting
 
-    def cost(self, target: Target, facts: Facts) -> float:
+    def cost(self, target: Target, facts: PolicyInput) -> float:
         return self._cost(target, facts.prompt_tokens or 0, self.held(target, facts))
 
-    def held(self, target: Target, facts: Facts) -> int:
+    def held(self, target: Target, facts: PolicyInput) -> int:
         """Leading tokens of the prompt that the target has."""
         prefix = facts.match.by_target.get(target) if facts.match is not None else None
         if prefix is None:
             return 0
         return prefix.expected_tokens if self._expecting else prefix.tokens
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         costs = [self.cost(target, facts) for target in candidates]
         least = min(costs)
         best = [target for target, cost in zip(candidates, costs, strict=True) if cost == least]
         return self.decide(best[0] if len(best) == 1 else least_loaded(best, self._rng), candidates, facts)
 
-    def decide(self, target: Target, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def decide(self, target: Target, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         match = facts.match
         prefix = match.by_target.get(target) if match is not None else None
         loads = [candidate.inflight for candidate in candidates]

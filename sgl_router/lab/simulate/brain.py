@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from sgl_router.lab.simulate.router import Sent
     from sgl_router.load.reports import LoadReport
     from sgl_router.placement import Leg
-    from sgl_router.policies import Facts, Policy
+    from sgl_router.policies import Policy, PolicyInput
     from sgl_router.workers import Target
 
-__all__ = ["Brain", "Dispatcher", "Door", "Immediate", "Observer", "Surroundings"]
+__all__ = ["Immediate", "Observer", "PolicyAdapter", "PolicyContext", "Release", "RouterHandle"]
 
 
 class Observer(Protocol):
@@ -34,7 +34,7 @@ class Observer(Protocol):
         """As /v1/loads or the load channel would say, other routers' requests included."""
 
 
-class Door(Protocol):
+class RouterHandle(Protocol):
     """What a dispatcher can do: a router, seen from inside."""
 
     clock: SimClock
@@ -42,7 +42,7 @@ class Door(Protocol):
     @property
     def candidates(self) -> Sequence[Target]: ...
 
-    def facts(self, job: Job) -> Facts:
+    def facts(self, job: Job) -> PolicyInput:
         """What the index says of a prompt now."""
 
     def send(self, job: Job, leg: Leg) -> None: ...
@@ -51,7 +51,7 @@ class Door(Protocol):
         """The client gets an error instead of an answer."""
 
 
-class Dispatcher(Protocol):
+class Release(Protocol):
     """When requests leave the router. Every job that arrives must be sent or refused, once."""
 
     def arrived(self, job: Job) -> None: ...
@@ -63,7 +63,7 @@ class Dispatcher(Protocol):
 class Immediate:
     """At once, wherever the policy says: nothing waits in the router."""
 
-    def __init__(self, door: Door, policy: Policy) -> None:
+    def __init__(self, door: RouterHandle, policy: Policy) -> None:
         self._door = door
         self._policy = policy
 
@@ -75,7 +75,7 @@ class Immediate:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class PolicyContext:
     """What a way of choosing is made with, once per router."""
 
     rng: random.Random
@@ -87,11 +87,11 @@ class Surroundings:
 
 
 @dataclass
-class Brain:
+class PolicyAdapter:
     """A policy, and where they are needed a dispatcher of its own and ears."""
 
     policy: Policy
-    dispatcher: Callable[[Door, Policy], Dispatcher] = Immediate
+    dispatcher: Callable[[RouterHandle, Policy], Release] = Immediate
     observer: Observer | None = None
     forecasts: Mapping[str, float] | None = None
     """As `policies.ActiveLoad` takes them."""

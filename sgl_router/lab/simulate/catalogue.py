@@ -10,7 +10,7 @@ from msgspec import structs
 from sgl_router.config import ModelConfig, PolicyName
 from sgl_router.lab.simulate.backlog import DrainingBacklog
 from sgl_router.lab.simulate.baselines import dynamo_like, min_uncached_half_queue
-from sgl_router.lab.simulate.brain import Brain, Dispatcher, Door, Surroundings
+from sgl_router.lab.simulate.brain import PolicyAdapter, PolicyContext, Release, RouterHandle
 from sgl_router.lab.simulate.late import LateShortestWork
 from sgl_router.lab.simulate.waiting import HoldBack
 from sgl_router.policies import Policy, make_policy
@@ -22,27 +22,27 @@ DEFAULTS = ModelConfig(id="sim", tokenizer_path="sim")
 """The settings of a model that has none of its own."""
 
 
-def _dynamo(around: Surroundings) -> Brain:
+def _dynamo(around: PolicyContext) -> PolicyAdapter:
     backlog = DrainingBacklog(around.clock, around.prefill_tokens_per_sec)
-    return Brain(dynamo_like(around.rng, backlog.tokens), observer=backlog)
+    return PolicyAdapter(dynamo_like(around.rng, backlog.tokens), observer=backlog)
 
 
-def _half_queue(around: Surroundings) -> Brain:
+def _half_queue(around: PolicyContext) -> PolicyAdapter:
     backlog = DrainingBacklog(around.clock, around.prefill_tokens_per_sec)
-    return Brain(min_uncached_half_queue(around.rng, backlog.tokens), observer=backlog)
+    return PolicyAdapter(min_uncached_half_queue(around.rng, backlog.tokens), observer=backlog)
 
 
-def _late(around: Surroundings) -> Brain:
+def _late(around: PolicyContext) -> PolicyAdapter:
     backlog = DrainingBacklog(around.clock, around.prefill_tokens_per_sec)
     policy = min_uncached_half_queue(around.rng, backlog.tokens)
 
-    def dispatcher(door: Door, _: Policy) -> Dispatcher:
+    def dispatcher(door: RouterHandle, _: Policy) -> Release:
         return LateShortestWork(door, policy, ageing=_AGEING * around.prefill_tokens_per_sec)
 
-    return Brain(policy, dispatcher, backlog)
+    return PolicyAdapter(policy, dispatcher, backlog)
 
 
-BASELINES: dict[str, Callable[[Surroundings], Brain]] = {
+BASELINES: dict[str, Callable[[PolicyContext], PolicyAdapter]] = {
     "dynamo_like": _dynamo,
     "min_uncached_half_queue": _half_queue,
     "late_shortest_work": _late,
@@ -64,7 +64,7 @@ def without_bounds(model: ModelConfig | None) -> ModelConfig:
     return structs.replace(model, queue=structs.replace(model.queue, max_waiting=1 << 62, max_wait_secs=math.inf))
 
 
-def make_brain(name: str, around: Surroundings, model: ModelConfig | None = None) -> Brain:
+def make_brain(name: str, around: PolicyContext, model: ModelConfig | None = None) -> PolicyAdapter:
     """The product's policy of that name with the model's settings (default: the product's), or a baseline. KeyError
     where there is none."""
     if name in BASELINES:
@@ -78,8 +78,8 @@ def make_brain(name: str, around: Surroundings, model: ModelConfig | None = None
     held = around.held_tokens
     made = make_policy(settings, around.rng, clock=around.clock, held_tokens=lambda target: held.get(target, 0))
     if policy is not PolicyName.KV_COST:
-        return Brain(made)
+        return PolicyAdapter(made)
     forecasts = {DEFAULTS.id: settings.kv_cost.prefill_tokens_per_sec}
     if queue:
-        return Brain(made, lambda door, policy: HoldBack(door, policy, settings.queue), forecasts=forecasts)
-    return Brain(made, forecasts=forecasts)
+        return PolicyAdapter(made, lambda door, policy: HoldBack(door, policy, settings.queue), forecasts=forecasts)
+    return PolicyAdapter(made, forecasts=forecasts)

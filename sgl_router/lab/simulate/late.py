@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from sgl_router.lab.simulate.baselines import CostPolicy
-from sgl_router.lab.simulate.brain import Door
+from sgl_router.lab.simulate.brain import RouterHandle
 from sgl_router.lab.simulate.job import Job
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.workers import Target
 
 __all__ = ["LateShortestWork"]
@@ -16,7 +16,7 @@ class LateShortestWork:
     less `ageing` tokens per second waited, so that every request's turn comes. The cheapest pair's worker need not be
     the free one: its cache may be worth the wait."""
 
-    def __init__(self, door: Door, policy: CostPolicy, *, ageing: float) -> None:
+    def __init__(self, door: RouterHandle, policy: CostPolicy, *, ageing: float) -> None:
         self._door = door
         self._policy = policy
         self._ageing = ageing
@@ -33,7 +33,7 @@ class LateShortestWork:
             del self._waiting[job]
             self._door.send(job, self._policy.decide(target, candidates, facts))
 
-    def _offer(self, job: Job) -> tuple[float, Job, Target, Facts]:
+    def _offer(self, job: Job) -> tuple[float, Job, Target, PolicyInput]:
         """The job's cheapest worker, and how dear that is."""
         facts = self._door.facts(job)
         costs = [self._policy.cost(target, facts) for target in self._door.candidates]

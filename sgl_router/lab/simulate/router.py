@@ -8,7 +8,7 @@ from functools import partial
 from sgl_router.kv_events import BlockTree, PromptMatch, Tier
 from sgl_router.kv_events.index.expectation import AFTER_FIRST_BYTE_SECS
 from sgl_router.kv_events.index.matched import Matched, MatchGroup
-from sgl_router.lab.simulate.brain import Brain
+from sgl_router.lab.simulate.brain import PolicyAdapter
 from sgl_router.lab.simulate.clock import SimClock, Timer
 from sgl_router.lab.simulate.engine import Run
 from sgl_router.lab.simulate.fleet import Changes, Fleet
@@ -17,7 +17,7 @@ from sgl_router.lab.simulate.record import Record
 from sgl_router.load import ActiveLoad, LoadGuard
 from sgl_router.load.reports import LoadReport
 from sgl_router.placement import Leg, Unmatched
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.workers import Target, Worker, WorkerInfo
 
 __all__ = ["RouterModel", "Sent"]
@@ -90,7 +90,7 @@ class RouterModel:
         number: int,
         clock: SimClock,
         fleet: Fleet,
-        brain: Brain,
+        brain: PolicyAdapter,
         *,
         page_size: int,
         expect_ttl_secs: float,
@@ -128,14 +128,14 @@ class RouterModel:
     def arrived(self, job: Job) -> None:
         self._dispatcher.arrived(job)
 
-    def facts(self, job: Job) -> Facts:
+    def facts(self, job: Job) -> PolicyInput:
         """As `KvIndex.match` and `LocalRouting` would put it."""
         if not self._policy.needs_prompt:
-            return Facts(unmatched=Unmatched.NOT_ASKED)
+            return PolicyInput(unmatched=Unmatched.NOT_ASKED)
         walk = self.tree.walk(self._group.mask)
         walk.feed(job.prompt_words)
         match = PromptMatch([Matched(self._group, job.reusable, walk.finish())])
-        return Facts(match=match, prompt_tokens=job.input_tokens)
+        return PolicyInput(match=match, prompt_tokens=job.input_tokens)
 
     def send(self, job: Job, leg: Leg) -> None:
         target = leg.target

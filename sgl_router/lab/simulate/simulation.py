@@ -9,7 +9,7 @@ from functools import partial
 
 from sgl_router.config import ModelConfig
 from sgl_router.lab.mock_worker.timing import TimingModel
-from sgl_router.lab.simulate.brain import Surroundings
+from sgl_router.lab.simulate.brain import PolicyContext
 from sgl_router.lab.simulate.catalogue import make_brain
 from sgl_router.lab.simulate.clock import SimClock
 from sgl_router.lab.simulate.engine import Engine
@@ -107,7 +107,7 @@ def simulate(
         progress(len(records))
 
     def router(number: int) -> RouterModel:
-        around = Surroundings(random.Random(f"{seed}/{number}"), clock, {}, settings.prefill_tokens_per_sec)
+        around = PolicyContext(random.Random(f"{seed}/{number}"), clock, {}, settings.prefill_tokens_per_sec)
         return RouterModel(
             number,
             clock,

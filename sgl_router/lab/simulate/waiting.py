@@ -6,31 +6,31 @@ import math
 from functools import partial
 
 from sgl_router.config import QueueConfig
-from sgl_router.lab.simulate.brain import Door
+from sgl_router.lab.simulate.brain import RouterHandle
 from sgl_router.lab.simulate.clock import Timer
 from sgl_router.lab.simulate.job import Job
-from sgl_router.policies import Facts, Policy
-from sgl_router.routing.request_queue import Waiting, WaitingLine
+from sgl_router.policies import Policy, PolicyInput
+from sgl_router.routing.request_queue import RequestQueue, Waiting
 
 __all__ = ["QUEUE_FULL", "WAITED_TOO_LONG", "HoldBack"]
 
 QUEUE_FULL = "queue_full"
 WAITED_TOO_LONG = "waited_too_long"
 
-# As often as `routing.WaitingRoom` looks whether queues have drained.
+# As often as `routing.Dispatcher` looks whether queues have drained.
 _LOOK_SECS = 0.005
 
 
 class HoldBack:
-    """As `routing.WaitingRoom`, on the simulation's clock; a bound that is infinite is none."""
+    """As `routing.Dispatcher`, on the simulation's clock; a bound that is infinite is none."""
 
-    def __init__(self, door: Door, policy: Policy, settings: QueueConfig) -> None:
+    def __init__(self, door: RouterHandle, policy: Policy, settings: QueueConfig) -> None:
         assert policy.costs is not None
         self._door = door
         self._policy = policy
         self._costs = policy.costs
         self._settings = settings
-        self._line = WaitingLine(policy.costs, settings)
+        self._line = RequestQueue(policy.costs, settings)
         self._jobs: dict[Waiting, Job] = {}
         self._looking: Timer | None = None
 
@@ -56,7 +56,7 @@ class HoldBack:
             item, chosen, costs = found
             door.send(self._jobs.pop(item), self._costs.decide(chosen, costs, item.facts))
 
-    def _refresh(self, item: Waiting) -> Facts:
+    def _refresh(self, item: Waiting) -> PolicyInput:
         return self._door.facts(self._jobs[item])
 
     def _look_later(self) -> None:

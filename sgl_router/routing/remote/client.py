@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from sgl_router.errors import ErrorCode, InternalError, QueueFull, QueueTimeout, RouterError, RoutingAway
+from sgl_router.errors import ErrorCode, InternalError, QueueFull, QueueTimeout, RouterError, RoutingUnavailable
 from sgl_router.outcome import Outcome
 from sgl_router.placement import Unmatched
-from sgl_router.policies import Facts
+from sgl_router.policies import PolicyInput
 from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.routing.remote.explanations import Explanations
 from sgl_router.routing.remote.fallback import AWAY
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from sgl_router.load import ActiveLoad
     from sgl_router.placement import Placement
     from sgl_router.routing import LocalRouting, RouteRequest
-    from sgl_router.routing.remote.replica import Mirror
+    from sgl_router.routing.remote.replica import WorkerReplica
     from sgl_router.workers import Worker
 
 __all__ = ["RemoteRouting"]
@@ -93,7 +93,7 @@ class RemoteRouting:
     def __init__(
         self,
         path: str,
-        mirror: Mirror,
+        mirror: WorkerReplica,
         load: ActiveLoad,
         fallback: LocalRouting,
         *,
@@ -184,7 +184,7 @@ class RemoteRouting:
         try:
             link, tokens, keys = await self._keyed(request)
         except _Away:
-            raise RoutingAway(AWAY) from None
+            raise RoutingUnavailable(AWAY) from None
         seq = next(self._numbers)
         link.send(
             Explain(
@@ -200,7 +200,7 @@ class RemoteRouting:
         )
         try:
             return await self._explanations.wait(seq)
-        except (asyncio.CancelledError, RoutingAway):
+        except (asyncio.CancelledError, RoutingUnavailable):
             self.tell(End(seq, Outcome.CLIENT_GONE, None))
             raise
 
@@ -292,7 +292,7 @@ class RemoteRouting:
 
     async def _decide_here(self, request: RouteRequest, tried: set[Worker]) -> RemoteLease | None:
         tokens = None if request.prompt is None else len(request.prompt)
-        facts = Facts(prompt_tokens=tokens, unmatched=request.unmatched or Unmatched.NOT_ASKED)
+        facts = PolicyInput(prompt_tokens=tokens, unmatched=request.unmatched or Unmatched.NOT_ASKED)
         local = await self._fallback.choose(request, tried, facts=facts)
         if local is None:
             return None

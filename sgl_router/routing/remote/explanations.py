@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from sgl_router.errors import RouterError, RoutingAway
+from sgl_router.errors import RouterError, RoutingUnavailable
 from sgl_router.routing.remote.fallback import AWAY
 
 if TYPE_CHECKING:
@@ -22,13 +22,13 @@ class Explanations:
         self._waited_for: dict[int, asyncio.Future[dict[str, Any]]] = {}
 
     async def wait(self, seq: int) -> dict[str, Any]:
-        """Raises RoutingAway where there is none in time, or never will be, and what it was refused with."""
+        """Raises RoutingUnavailable where there is none in time, or never will be, and what it was refused with."""
         future = self._waited_for[seq] = asyncio.get_running_loop().create_future()
         try:
             return await asyncio.wait_for(future, self._answer_secs)
         except asyncio.TimeoutError:
             message = f"the routing process of this router did not answer within {self._answer_secs:g} s"
-            raise RoutingAway(message) from None
+            raise RoutingUnavailable(message) from None
         finally:
             del self._waited_for[seq]
 
@@ -41,7 +41,7 @@ class Explanations:
     def lost(self) -> None:
         """Nobody is left to answer."""
         for seq in self._waited_for:
-            self.refused(seq, RoutingAway(AWAY))
+            self.refused(seq, RoutingUnavailable(AWAY))
 
     def _settle(self, seq: int, settle: Callable[[asyncio.Future[dict[str, Any]]], None]) -> None:
         future = self._waited_for.get(seq)

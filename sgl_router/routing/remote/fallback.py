@@ -7,28 +7,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sgl_router.placement import DecisionReason, Leg
-from sgl_router.policies import Facts, LoadPolicy, least_loaded
+from sgl_router.policies import LoadPolicy, PolicyInput, least_loaded
 
 if TYPE_CHECKING:
     from sgl_router.workers import Target
 
-__all__ = ["AWAY", "RoutingAway"]
+__all__ = ["AWAY", "LeastLoadedFallback"]
 
-AWAY = "the routing process of this router is away; requests go to the least loaded worker meanwhile"
+AWAY = "the routing process is restarting; requests fall back to the least-loaded worker"
 
 
-class RoutingAway(LoadPolicy):
+class LeastLoadedFallback(LoadPolicy):
     """A policy: least load, as far as this process knows it."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
 
-    def select(self, candidates: Sequence[Target], facts: Facts) -> Leg:
+    def select(self, candidates: Sequence[Target], facts: PolicyInput) -> Leg:
         target = least_loaded(candidates, self._rng)
         loads = [candidate.inflight for candidate in candidates]
         return Leg(
             target,
-            DecisionReason.ROUTING_AWAY,
+            DecisionReason.ROUTING_UNAVAILABLE,
             candidates=len(candidates),
             min_load=min(loads),
             max_load=max(loads),

@@ -11,14 +11,14 @@ from sgl_router.workers import CircuitBreaker, Target, Worker, WorkerInfo, Worke
 if TYPE_CHECKING:
     from sgl_router.config import ModelConfig
 
-__all__ = ["GONE", "Mirror"]
+__all__ = ["GONE", "WorkerReplica"]
 
 
 GONE = Worker("http://gone", WorkerInfo(served_model_name="")).targets[0]
 """In the place of a target whose worker has been removed."""
 
 
-class Mirror:
+class WorkerReplica:
     """Keeps a registry equal to what is pushed. A worker that another routing process describes alike stays the same
     object, so that requests, breakers and loads here survive a restart there."""
 

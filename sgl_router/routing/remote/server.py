@@ -11,7 +11,7 @@ import structlog
 
 from sgl_router.routing.remote.keys import hashing_of
 from sgl_router.routing.remote.messages import Fleet, Message, Readiness, WorkerGone, WorkerState
-from sgl_router.routing.remote.session import LeaseSide
+from sgl_router.routing.remote.session import DataSession
 from sgl_router.workers.worker import HealthState, Worker
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sgl_router.routing import LocalRouting
     from sgl_router.workers import WorkerRegistry
 
-__all__ = ["LeaseServer"]
+__all__ = ["RoutingServer"]
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 _LOOK_SECS = 0.1
 
 
-class LeaseServer:
+class RoutingServer:
     """Make it before or after the first worker; it listens to the registry from then on."""
 
     def __init__(
@@ -55,7 +55,7 @@ class LeaseServer:
         self.clock = clock
         self.by_generation: dict[int, Worker] = {}
         self._told_health: dict[Worker, tuple[HealthState, bool]] = {}
-        self._sides: set[LeaseSide] = set()
+        self._sides: set[DataSession] = set()
         self._server: asyncio.AbstractServer | None = None
         self._looking: asyncio.TimerHandle | None = None
         for worker in registry.all():
@@ -70,7 +70,7 @@ class LeaseServer:
     async def start(self, path: str) -> None:
         """Listen on a unix socket."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: LeaseSide(self).link, path)
+        self._server = await loop.create_unix_server(lambda: DataSession(self).link, path)
         self._look()
 
     async def close(self) -> None:
@@ -84,14 +84,14 @@ class LeaseServer:
 
     # --- sides --------------------------------------------------------------------------------------------------
 
-    def joined(self, side: LeaseSide) -> None:
+    def joined(self, side: DataSession) -> None:
         self._look_now()
         self._sides.add(side)
         side.link.send(self._hashing)
         side.link.send(self._told_readiness)
         side.link.send(Fleet([self._state(worker) for worker in self.registry.all()]))
 
-    def left(self, side: LeaseSide) -> None:
+    def left(self, side: DataSession) -> None:
         self._sides.discard(side)
 
     def _tell(self, message: Message) -> None:

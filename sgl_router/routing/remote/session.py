@@ -38,20 +38,20 @@ from sgl_router.routing.remote.messages import (
 from sgl_router.workers import Permit
 
 if TYPE_CHECKING:
-    from sgl_router.routing.remote.server import LeaseServer
+    from sgl_router.routing.remote.server import RoutingServer
     from sgl_router.workers import Worker
 
-__all__ = ["LeaseSide"]
+__all__ = ["DataSession"]
 
 log = structlog.get_logger(__name__)
 
 _MAX_UNDECIDED = 1_024
 
 
-class LeaseSide:
+class DataSession:
     """Its leases end when its connection does: either it died, or it will declare them on the next one."""
 
-    def __init__(self, server: LeaseServer) -> None:
+    def __init__(self, server: RoutingServer) -> None:
         self._server = server
         self.link: Link[ToRouting] = Link(to_routing, self._received, self._lost)
         self._process: int | None = None
@@ -234,7 +234,7 @@ class LeaseSide:
         )
         leg = Leg(
             target,
-            DecisionReason.ROUTING_AWAY,
+            DecisionReason.ROUTING_UNAVAILABLE,
             candidates=1,
             min_load=0,
             max_load=0,

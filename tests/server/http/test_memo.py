@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from sgl_router.http.head import RequestHead, read_head
-from sgl_router.http.request_head_cache import HeadMemo
+from sgl_router.http.request_head_cache import RequestHeadCache
 from tests.conformance.mutation import MESSAGES, edited, random_edits
 
 FIELDS = list(RequestHead.__slots__)
@@ -15,10 +15,10 @@ def fields(head: RequestHead | None) -> dict[str, object] | None:
     return None if head is None else {name: getattr(head, name) for name in FIELDS}
 
 
-def memo_of(raw: bytes) -> HeadMemo | None:
+def memo_of(raw: bytes) -> RequestHeadCache | None:
     head = read_head(raw)
     assert head is not None
-    return HeadMemo.of(head, raw[: head.end])
+    return RequestHeadCache.of(head, raw[: head.end])
 
 
 def read(raw: bytes, at: int = 0) -> dict[str, object] | None:
