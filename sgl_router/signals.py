@@ -43,9 +43,7 @@ def handle(loop: asyncio.AbstractEventLoop, forward: Callable[[signal.Signals], 
         signal.signal(number, ignore)
 
 
-def dump_on_request(
-    loop: asyncio.AbstractEventLoop, forward: Callable[[signal.Signals], None] | None = None
-) -> None:
+def dump_on_request(loop: asyncio.AbstractEventLoop, forward: Callable[[signal.Signals], None] | None = None) -> None:
     """SIGUSR1 writes where every task of `loop` stands into the log. `forward` is called with it first."""
     from sgl_router.observability.standing import log_standing
 
@@ -97,4 +95,3 @@ def ignore_all() -> None:
 def _leave(number: int, frame: Any) -> None:
     """At once: an exception might be caught by whatever is imported just now."""
     os._exit(130 if number == signal.SIGINT else 0)
-

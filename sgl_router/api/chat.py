@@ -105,9 +105,7 @@ async def is_unrenderable(model: Model, body: bytes) -> bool:
 async def _prepare(exchange: Exchange, chat: JsonObject) -> RouteRequest:
     request = exchange.request
     fingerprint = xxhash.xxh3_64_intdigest(request.body)
-    return await route_request(
-        exchange.model, exchange.adapter, chat, request.headers, request.request_id, fingerprint
-    )
+    return await route_request(exchange.model, exchange.adapter, chat, request.headers, request.request_id, fingerprint)
 
 
 serve_chat = pipeline(Endpoint(read_chat, _prepare, is_unrenderable))

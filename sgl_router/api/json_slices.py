@@ -217,9 +217,7 @@ class _Reader:
                 raise BadRequest(f"{name!r} is nested too deeply", name) from None
         return found
 
-    def _large(
-        self, found: Sliced, name: str, start: int, stop: int, first: int, last: int, read_bytes: int
-    ) -> None:
+    def _large(self, found: Sliced, name: str, start: int, stop: int, first: int, last: int, read_bytes: int) -> None:
         if name in _TOKEN_FIELDS:
             ids = self._tokens(start, stop, first, last)
             if ids is not None and len(ids) <= MAX_TOKENS:
@@ -275,9 +273,7 @@ class _Reader:
             self._fail(start)
         return mine[1:-1]
 
-    def _groups(
-        self, start: int, stop: int, commas: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[int, int, int, int]]:
+    def _groups(self, start: int, stop: int, commas: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
         """Spans between commas, as many together as fit into a slice; and the outline's entries within."""
         at = self.outline.at
         begin, low = start + 1, int(np.searchsorted(at, start)) + 1
@@ -320,9 +316,7 @@ class _Reader:
             self._fail(start)
         return self._decode(b"[%b]" % piece, start - 1, build) or []
 
-    def _members(
-        self, start: int, stop: int, separators: npt.NDArray[np.int64]
-    ) -> Iterator[tuple[int, int, int, int]]:
+    def _members(self, start: int, stop: int, separators: npt.NDArray[np.int64]) -> Iterator[tuple[int, int, int, int]]:
         """Each member's span on its own."""
         at = self.outline.at
         commas = separators[self.outline.kind[separators] == _COMMA]

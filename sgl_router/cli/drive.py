@@ -89,9 +89,7 @@ def _sentence(rng: random.Random, words: int) -> str:
     return " ".join(rng.choice(_WORDS) for _ in range(words)) + "."
 
 
-async def _ask(
-    session: aiohttp.ClientSession, url: str, model: str, messages: list[dict[str, str]], row: Row
-) -> None:
+async def _ask(session: aiohttp.ClientSession, url: str, model: str, messages: list[dict[str, str]], row: Row) -> None:
     body = {
         "model": model,
         "messages": messages,

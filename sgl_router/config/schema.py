@@ -47,9 +47,7 @@ def _parse_header_name(text: str) -> str:
 ListenHost = Annotated[
     str, Meta(min_length=1, extra=_says("an address or host name to listen on", parse=parse_listen_host))
 ]
-ModelId = Annotated[
-    str, Meta(min_length=1, extra=_says("a model name as clients send it", parse=_parse_model_id))
-]
+ModelId = Annotated[str, Meta(min_length=1, extra=_says("a model name as clients send it", parse=_parse_model_id))]
 TokenizerPath = Annotated[
     str, Meta(min_length=1, extra=_says("a tokenizer: a local directory, a tokenizer.json, or a hub id like org/name"))
 ]
@@ -57,9 +55,7 @@ TemplatePath = Annotated[str, Meta(min_length=1, extra=_says("the path of an exi
 TemplateKwargs = Annotated[
     dict[str, Any],
     Meta(
-        extra=_says(
-            "a mapping of chat template variables, like {enable_thinking: false}", parse=parse_template_kwargs
-        )
+        extra=_says("a mapping of chat template variables, like {enable_thinking: false}", parse=parse_template_kwargs)
     ),
 ]
 KubeConfigPath = Annotated[str, Meta(min_length=1, extra=_says("the path of an existing kubeconfig file"))]
@@ -70,16 +66,10 @@ Origin = Annotated[str, Meta(extra=_says("an origin like https://chat.example.co
 Selector = Annotated[
     dict[str, str], Meta(extra=_says("a selector of equalities, {label: value}", parse=parse_selector))
 ]
-Namespace = Annotated[
-    str, Meta(min_length=1, extra=_says("the name of a Kubernetes namespace", parse=parse_namespace))
-]
-Annotation = Annotated[
-    str, Meta(min_length=1, extra=_says("the name of an annotation", parse=parse_annotation))
-]
+Namespace = Annotated[str, Meta(min_length=1, extra=_says("the name of a Kubernetes namespace", parse=parse_namespace))]
+Annotation = Annotated[str, Meta(min_length=1, extra=_says("the name of an annotation", parse=parse_annotation))]
 Port = Annotated[int, Meta(ge=1, le=65535)]
-ListenPort = Annotated[
-    int, Meta(ge=0, le=65535, extra=_says("a port from 1 to 65535, or 0 for any free port"))
-]
+ListenPort = Annotated[int, Meta(ge=0, le=65535, extra=_says("a port from 1 to 65535, or 0 for any free port"))]
 Secs = Annotated[float, Meta(gt=0, extra=_says("a number of seconds greater than 0"))]
 SecsOrZero = Annotated[float, Meta(ge=0, extra=_says("a number of seconds, 0 or more"))]
 Count = Annotated[int, Meta(ge=1, le=MAX_INT32)]

@@ -116,4 +116,6 @@ def _masked(url: str) -> str | None:
         return None
     head, _, tail = url.partition("://")
     base = (tail or head).partition("?")[0].rpartition("@")[2][:60]
-    return repr(f"{head}://***@{base}" if tail and "@" in url else f"***@{base}" if "@" in url else f"{head}://{base}?***")
+    return repr(
+        f"{head}://***@{base}" if tail and "@" in url else f"***@{base}" if "@" in url else f"{head}://{base}?***"
+    )

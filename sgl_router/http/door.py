@@ -52,9 +52,7 @@ class Door:
         """Begin to accept. Raises OSError."""
         unix = self._listener.family == socket.AF_UNIX
         create = self._loop.create_unix_server if unix else self._loop.create_server
-        self._server = await create(
-            self._enter, sock=self._listener.dup(), backlog=self._backlog, start_serving=False
-        )
+        self._server = await create(self._enter, sock=self._listener.dup(), backlog=self._backlog, start_serving=False)
         await self._server.start_serving()
 
     def close(self) -> None:

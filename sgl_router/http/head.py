@@ -23,9 +23,7 @@ _LINE = re.compile(rb"([A-Z]+) (" + _TARGET + rb") HTTP/1\.([01])\r\n")
 # line is valid. A value begins with what is not white space, so that there is one way only to match: no backtracking.
 FIELD = re.compile(rb"\n(" + _TOKEN + rb"):[ \t]*([\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*|)\r(?=\n)")
 _HOST = re.compile(rb"(?:[0-9A-Za-z._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
-_ABSOLUTE = re.compile(
-    rb"(?i:https?)://(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(/[^?]*)?(\?.*)?"
-)
+_ABSOLUTE = re.compile(rb"(?i:https?)://(?:[0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?(/[^?]*)?(\?.*)?")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)")
 _SPECIAL = frozenset(

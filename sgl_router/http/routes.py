@@ -54,6 +54,7 @@ class Accounting(Protocol):
     def failed(self, name: str, path: str) -> RouterError:
         """The error for an exception that no handler foresaw, while that is being handled."""
 
+
 _SHOWN = 200
 
 

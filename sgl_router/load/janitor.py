@@ -18,9 +18,7 @@ log = structlog.get_logger(__name__)
 class Janitor:
     """Looks at the oldest request a few times per `max_age_secs`, and at least once a second."""
 
-    def __init__(
-        self, load: ActiveLoad, max_age_secs: float, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, load: ActiveLoad, max_age_secs: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._load = load
         self._max_age = max_age_secs
         self._clock = clock

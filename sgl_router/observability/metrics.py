@@ -34,9 +34,7 @@ class Metrics:
     Everything is counted in the event loop's thread.
     """
 
-    def __init__(
-        self, registry: WorkerRegistry, index: KvIndex, pending: Callable[[], Sized] = tuple
-    ) -> None:
+    def __init__(self, registry: WorkerRegistry, index: KvIndex, pending: Callable[[], Sized] = tuple) -> None:
         """`pending`: the workers that should exist and are not registered."""
         self.requests = Counter("sgl_router_requests", "Requests received.", ("route", "method"))
         self.responses = Counter(

@@ -50,9 +50,7 @@ def make_policy(
     if model.policy is PolicyName.POWER_OF_TWO:
         return PowerOfTwo(rng)
     if model.policy is PolicyName.KV_COST:
-        return KvCost(
-            rng, model.kv_cost, clock=clock, held_tokens=held_tokens, bound_late=model.queue.enabled
-        )
+        return KvCost(rng, model.kv_cost, clock=clock, held_tokens=held_tokens, bound_late=model.queue.enabled)
     return CacheAwareZmq(
         rng,
         cache_threshold=model.cache_aware.cache_threshold,

@@ -67,9 +67,7 @@ class LocalRouting:
         self._rng = random.Random() if rng is None else rng
         self._conduct: dict[str, Conduct] = {}
         self.decisions = decisions or DecisionLog(keep=0, sample=0.0)
-        self.rooms = {
-            model_id: self._room(model_id, settings) for model_id, settings in (queues or {}).items()
-        }
+        self.rooms = {model_id: self._room(model_id, settings) for model_id, settings in (queues or {}).items()}
 
     async def choose(
         self,

@@ -60,9 +60,7 @@ def explanation_view(
     }
 
 
-def _candidates(
-    leg: Leg | None, candidates: Sequence[Target], match: PromptMatch | None
-) -> list[dict[str, Any]]:
+def _candidates(leg: Leg | None, candidates: Sequence[Target], match: PromptMatch | None) -> list[dict[str, Any]]:
     costs = {} if leg is None or leg.costs is None else {cost.target: cost for cost in leg.costs}
     found = []
     for target in candidates:

@@ -88,7 +88,9 @@ class DataProcess:
             fallback,
             process=self._number,
             wait_secs={model.id: model.queue.max_wait_secs for model in config.models if model.queue.enabled},
-            fell_back=lambda model_id: metrics.decisions.labels(model_id, DecisionReason.ROUTING_UNAVAILABLE.value).inc(),
+            fell_back=lambda model_id: metrics.decisions.labels(
+                model_id, DecisionReason.ROUTING_UNAVAILABLE.value
+            ).inc(),
             started=self._routing_started,
         )
         if config.health.check_tokens and self._number == 0:

@@ -83,9 +83,7 @@ async def _without_tokenizers(
     config: Config, rng: random.Random, held_tokens: Callable[[Target], int]
 ) -> dict[str, Model]:
     return {
-        model.id: Model(
-            model, cast("ModelTokenizer", _Unloaded()), make_policy(model, rng, held_tokens=held_tokens)
-        )
+        model.id: Model(model, cast("ModelTokenizer", _Unloaded()), make_policy(model, rng, held_tokens=held_tokens))
         for model in config.models
     }
 
@@ -116,6 +114,4 @@ def _tried(services: Services) -> bool:
         return False  # discovery has not spoken yet
     if any(one.attempts == 0 for one in pending):
         return False
-    return not any(
-        worker.health is HealthState.STARTING or services.index.warming(worker) for worker in workers
-    )
+    return not any(worker.health is HealthState.STARTING or services.index.warming(worker) for worker in workers)

@@ -130,9 +130,7 @@ def code_encoder_of(tokenizer_path: str, *, given_template: bool) -> str | None:
         files.find(name) is not None for name in ("chat_template.jinja", "chat_template.json")
     )
     mistral = uses_mistral_common(files, config) and files.find("tokenizer.json") is None
-    facts = model_facts(
-        files.name, config, own_template=own, given_template=given_template, mistral_common=mistral
-    )
+    facts = model_facts(files.name, config, own_template=own, given_template=given_template, mistral_common=mistral)
     return facts.code_encoder
 
 

@@ -39,6 +39,7 @@ UPLOAD_PIECE = 256 << 10
 # Below, a copy costs less than a second piece to write.
 JOIN_LIMIT = 32 << 10
 
+
 class Hearer(Protocol):
     """Who wants to know whether a response goes on."""
 

@@ -64,9 +64,7 @@ def model(**extra: object) -> dict[str, object]:
 
 
 async def one_worker(rig, worker: Scripted, **over: object):
-    fleet = await rig(
-        workers=0, urls=[worker.url], wait=False, model=model(), health={"interval_secs": 60}, **over
-    )
+    fleet = await rig(workers=0, urls=[worker.url], wait=False, model=model(), health={"interval_secs": 60}, **over)
     await fleet.until(lambda: len(fleet.services.registry) == 1 and not fleet.services.unready(), "the router is ready")
     return fleet, fleet.services.registry.all()[0]
 

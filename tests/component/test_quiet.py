@@ -51,9 +51,11 @@ async def equal(fleet: Any) -> None:
     cache, publisher = fleet.workers[0].caches[0], fleet.workers[0].publishers[0]
     stream = followed(fleet).stream
     await fleet.until(
-        lambda: stream.expected == publisher.next_sequence
-        and stream.state.value == "live"
-        and stream.blocks_held == len({block.hash for block in cache.blocks()}),
+        lambda: (
+            stream.expected == publisher.next_sequence
+            and stream.state.value == "live"
+            and stream.blocks_held == len({block.hash for block in cache.blocks()})
+        ),
         "the index equals the cache",
     )
 

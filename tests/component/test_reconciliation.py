@@ -67,8 +67,10 @@ async def test_a_cache_lost_without_a_word_is_found_out(rig) -> None:
     await fleet.ask("something to publish " * 20)
     await worker.idle()
     await fleet.until(
-        lambda: rank(fleet).stream.state.value == "live"
-        and rank(fleet).stream.blocks_held == len(list(worker.cache.blocks())),
+        lambda: (
+            rank(fleet).stream.state.value == "live"
+            and rank(fleet).stream.blocks_held == len(list(worker.cache.blocks()))
+        ),
         "the index holds what the cache holds",
     )
 
@@ -147,9 +149,11 @@ async def test_an_index_that_misses_what_the_worker_has_is_told_and_filled_up_ag
         (line,) = [line for line in logs if line["event"] == "kv index misses what the worker has cached"]
     assert (line["log_level"], line["refilling"]) == ("warning", True)
     await fleet.until(
-        lambda: stream.complete
-        and rank(fleet).state.value == "live"
-        and stream.blocks_held == len(list(worker.cache.blocks())),
+        lambda: (
+            stream.complete
+            and rank(fleet).state.value == "live"
+            and stream.blocks_held == len(list(worker.cache.blocks()))
+        ),
         "the index holds what the cache holds",
     )
     assert (await fleet.ask(f"3 {PROMPT}")).decision["reason"] == "cache_hit"

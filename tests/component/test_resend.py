@@ -138,9 +138,7 @@ async def test_no_request_is_executed_twice_whatever_workers_do(rig, seed: int) 
         for worker in fleet.services.registry.all():
             worker.breaker.threshold = 10_000
         statuses = Counter(status for one in await asyncio.gather(*map(client, range(8))) for status in one)
-        executed = Counter(
-            json.loads(body)["messages"][0]["content"] for worker in workers for body in worker.executed
-        )
+        executed = Counter(json.loads(body)["messages"][0]["content"] for worker in workers for body in worker.executed)
         assert max(executed.values()) == 1
         assert set(statuses) == {200, 502}
         assert statuses[200] > 60

@@ -248,8 +248,7 @@ async def test_metrics_have_the_names_dashboards_know(rig) -> None:
         'sgl_router_cache_aware_decisions_total{decision="cache_hit",model_id="mock-model"} 1.0',
         f'sgl_router_kv_event_stream_untrusted{{dp_rank="0",worker_url="{url}"}} 0.0',
         "sgl_router_kv_event_sequence_gaps_total 0.0",
-        'sgl_router_prompt_tokens_total{model_id="mock-model"} '
-        f"{2 * prompt}.0",
+        f'sgl_router_prompt_tokens_total{{model_id="mock-model"}} {2 * prompt}.0',
         f'sgl_router_matched_tokens_total{{model_id="mock-model"}} {held}.0',
     ):
         name, _, value = line.rpartition(" ")

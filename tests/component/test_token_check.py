@@ -151,6 +151,7 @@ TOKENIZER: Any = object()
 @pytest.fixture
 def ours(monkeypatch) -> None:
     """Every prompt is [1, 2, 3]."""
+
     async def tokens(tokenizer: object, body: object) -> dict[str, Any]:
         return {"tokens": [1, 2, 3]}
 

@@ -27,7 +27,7 @@ def k8s(**changes: Any) -> dict[str, Any]:
     return {"discovery": {"backend": "k8s", "k8s": section}}
 
 
-PROBLEMS = [    # duplicates
+PROBLEMS = [  # duplicates
     (
         {"models": [{"id": "a", "tokenizer_path": "a/b"}, {"id": "a", "tokenizer_path": "a/c"}]},
         "models[1].id: expected distinct model ids, got 'a' (the same as models[0].id)",

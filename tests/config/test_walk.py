@@ -26,9 +26,7 @@ def k8s(**changes: Any) -> dict[str, Any]:
 
 
 SECTIONS = "server, admin, cors, observability, models, discovery, proxy, active_load, load_reports, health, kv_events"
-KEYS_OF_SERVER = (
-    "host, port, max_body_bytes, max_buffered_bytes, shutdown_drain_secs, shutdown_grace_secs, processes"
-)
+KEYS_OF_SERVER = "host, port, max_body_bytes, max_buffered_bytes, shutdown_drain_secs, shutdown_grace_secs, processes"
 PROBLEMS = [
     # unknown keys
     (
@@ -133,8 +131,7 @@ PROBLEMS = [
     ),
     (
         {"health": {"timeout_secs": 10**400}},
-        "health.timeout_secs: expected a number of seconds greater than 0, got "
-        f"{'1' + '0' * 75}...0",
+        f"health.timeout_secs: expected a number of seconds greater than 0, got {'1' + '0' * 75}...0",
     ),
     (
         {"active_load": {"stale_request_timeout_secs": False}},

@@ -87,9 +87,7 @@ async def test_idle_clients_do_not_keep_others_out(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-async def test_more_ranks_than_descriptors(
-    make_router: MakeRouter, make_workers: MakeWorkers, processes: int
-) -> None:
+async def test_more_ranks_than_descriptors(make_router: MakeRouter, make_workers: MakeWorkers, processes: int) -> None:
     workers = await make_workers(4, dp_size=32)
     router = await make_router([worker.url for worker in workers], files=256, processes=processes)
     await router.listening()

@@ -115,9 +115,7 @@ async def test_the_bound_holds_however_fast_events_come(make_follower: Any) -> N
     """Publishers that always have more: the index is over its bound by what one turn applies at most."""
     follower = make_follower(1)
     stream, tree = follower.stream, follower.tree
-    bound = MemoryBound(
-        2_000, lambda: [stream], retired=lambda: tree.retired_blocks, sweep=tree.sweep
-    )
+    bound = MemoryBound(2_000, lambda: [stream], retired=lambda: tree.retired_blocks, sweep=tree.sweep)
     now = 0.0
 
     def clock() -> float:

@@ -30,9 +30,7 @@ def worker(number: int, *, page: int = 4, dp_size: int = 1, model: str = "m", ev
     return Worker(f"http://w{number}:1", info)
 
 
-def feed(
-    index: KvIndex, target: object, blocks: int, *, seq: int = 0, page: int = 4, ids: TokenIds = PROMPT
-) -> None:
+def feed(index: KvIndex, target: object, blocks: int, *, seq: int = 0, page: int = 4, ids: TokenIds = PROMPT) -> None:
     """As if the target's engine had published that it stored the prompt's first blocks."""
     worker = target.worker  # type: ignore[attr-defined]
     stream = next(s.stream for s in index.status(worker) if s.dp_rank == target.dp_rank)  # type: ignore[attr-defined]

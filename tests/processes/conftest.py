@@ -60,9 +60,7 @@ class Index:
 
     def followed(self) -> list[Any]:
         target = SimpleNamespace(worker=SimpleNamespace(model_id=MODEL))
-        return [
-            (target, SimpleNamespace(stream=SimpleNamespace(hasher=self.hasher(*kind)))) for kind in self.kinds
-        ]
+        return [(target, SimpleNamespace(stream=SimpleNamespace(hasher=self.hasher(*kind)))) for kind in self.kinds]
 
     def match_now(self, model_id: str, prompt: Prompt, namespace: Any) -> PromptMatch | None:
         return None if self.gate is not None else self.matched(prompt, namespace)
@@ -119,11 +117,20 @@ class Routing:
         policies = {MODEL: make_policy(config, random.Random(1))}
         queues = {MODEL: config.queue} if config.queue.enabled else {}
         self.routing = LocalRouting(
-            self.registry, self.index, self.load, policies, Metrics(), queues=queues  # type: ignore[arg-type]
+            self.registry,
+            self.index,
+            self.load,
+            policies,
+            Metrics(),
+            queues=queues,  # type: ignore[arg-type]
         )
         self.merged: list[bytes] = []
         self.server = RoutingServer(
-            self.routing, self.registry, self.load, self.index, merge=self.merged.append  # type: ignore[arg-type]
+            self.routing,
+            self.registry,
+            self.load,
+            self.index,
+            merge=self.merged.append,  # type: ignore[arg-type]
         )
         for url in urls:
             self.add(url)
@@ -158,7 +165,12 @@ class Side:
         self.mirror = WorkerReplica(self.registry, {MODEL: CONFIG})
         policies = {MODEL: LeastLoadedFallback(random.Random(number))}
         fallback = LocalRouting(
-            self.registry, None, self.load, policies, Metrics(), expecting=False  # type: ignore[arg-type]
+            self.registry,
+            None,
+            self.load,
+            policies,
+            Metrics(),
+            expecting=False,  # type: ignore[arg-type]
         )
         self.fell_back: list[str] = []
         self.routing = RemoteRouting(

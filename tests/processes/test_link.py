@@ -109,9 +109,7 @@ async def test_a_message_that_cannot_be_handled_closes_the_connection(end: End2)
     assert end.lost == 1
 
 
-async def test_a_peer_that_does_not_read_is_congested_then_given_up(
-    end: End2, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_that_does_not_read_is_congested_then_given_up(end: End2, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sgl_router.routing.remote.link._MAX_UNSENT_BYTES", 16 << 20)
     large = Choose(1, "m", 0, {1: b"x" * (1 << 20)}, None, None, "req", None, [], True, 0)
     for _ in range(8):

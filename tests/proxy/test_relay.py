@@ -22,9 +22,12 @@ async def run(
     pool, server, recorder, *, idle_secs: float = 5.0, answer_secs: float = 20.0
 ) -> tuple[Relayed, list[int]]:
     relayed, firsts = Relayed(), []
-    with Deadline() as deadline, await pool.open(
-        server.url, b"POST", b"/", [], b"{}", deadline=deadline, connect_secs=5.0, answer_secs=answer_secs
-    ) as exchange:
+    with (
+        Deadline() as deadline,
+        await pool.open(
+            server.url, b"POST", b"/", [], b"{}", deadline=deadline, connect_secs=5.0, answer_secs=answer_secs
+        ) as exchange,
+    ):
         await relay(
             exchange,
             recorder,

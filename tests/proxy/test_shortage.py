@@ -39,9 +39,7 @@ async def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL])
-async def test_it_is_the_routers_own_failure(
-    machine: Machine, pool: UpstreamPool, upstream: Any, code: int
-) -> None:
+async def test_it_is_the_routers_own_failure(machine: Machine, pool: UpstreamPool, upstream: Any, code: int) -> None:
     server = await upstream(saying(answer()))
     machine.failures = [OSError(code, os.strerror(code))]
     with pytest.raises(Overloaded) as raised:

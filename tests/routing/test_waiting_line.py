@@ -47,7 +47,9 @@ class Scene:
 
     def facts(self, tokens: int, held: dict[Target, int] | None = None, **more) -> PolicyInput:
         prefixes = {target: MatchedPrefix(n, n, n, n, PAGE) for target, n in (held or {}).items()}
-        return PolicyInput(match=PromptMatch.stated(prefixes, dict.fromkeys(self.targets, 99)), prompt_tokens=tokens, **more)
+        return PolicyInput(
+            match=PromptMatch.stated(prefixes, dict.fromkeys(self.targets, 99)), prompt_tokens=tokens, **more
+        )
 
     def enter(
         self, name: str, tokens: int = 1_000, held: dict[Target, int] | None = None, *, priority: int = 0, **more
@@ -343,9 +345,7 @@ def test_who_waits_is_part_of_the_pressure() -> None:
 
 # --- bounds ---------------------------------------------------------------------------------------------------------
 
-ARRIVALS = st.lists(
-    st.tuples(st.floats(0, 4), st.integers(100, 8_000), st.integers(0, 3)), min_size=2, max_size=40
-)
+ARRIVALS = st.lists(st.tuples(st.floats(0, 4), st.integers(100, 8_000), st.integers(0, 3)), min_size=2, max_size=40)
 
 
 @given(ARRIVALS, st.sampled_from([0.1, 0.5, 1.0]), st.sampled_from([0.0, 1.0, 3.0]), st.integers(1, 3))

@@ -127,7 +127,7 @@ def body(extra: bytes, name: bytes = b"x") -> bytes:
         (b" " * 30 * MIB, "empty"),
         (b'"' + b"a" * 30 * MIB + b'"', "is a string"),
         (b'{"a":"' + b"a" * 30 * MIB, "truncated"),
-        (b'{"a":"' + b"\xc3\xa9" * MIB + b"\xff\"}", f"not UTF-8: invalid start byte at byte {2 * MIB + 6}"),
+        (b'{"a":"' + b"\xc3\xa9" * MIB + b'\xff"}', f"not UTF-8: invalid start byte at byte {2 * MIB + 6}"),
         (b'{"a":"' + b"a" * MIB + b'","a":1}', "'a' is given more than once"),
         (b'{"a":"' + b"a" * MIB + b'\\ud83d"}', "half of a surrogate pair"),
         (b'{"a":"' + b"a" * MIB + b'" 1}', "malformed"),

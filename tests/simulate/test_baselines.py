@@ -16,7 +16,6 @@ def targets(count: int = 3) -> list[Target]:
     return [Worker(f"http://w{number}:1", info).targets[0] for number in range(count)]
 
 
-
 def matched(prompt: int, held: dict[Target, tuple[int, int]]) -> PolicyInput:
     found = {
         target: MatchedPrefix(blocks, blocks, blocks, max(blocks, expected), 100)

@@ -12,8 +12,7 @@ from sgl_router.lab.simulate.charts import Line, line_chart
 
 def points(svg: str) -> list[list[tuple[float, float]]]:
     return [
-        [tuple(map(float, pair.split(","))) for pair in found.split()]
-        for found in re.findall(r'points="([^"]*)"', svg)
+        [tuple(map(float, pair.split(","))) for pair in found.split()] for found in re.findall(r'points="([^"]*)"', svg)
     ]
 
 

@@ -13,9 +13,7 @@ def row(at: float, prompt: int, output: int, *ids: int) -> TraceRow:
 
 
 def test_keys_name_prefixes_not_blocks() -> None:
-    one, two, three = jobs_of(
-        [row(0, 12, 1, 1, 2, 3), row(0, 12, 1, 1, 9, 3), row(0, 12, 1, 1, 2, 3)], page_size=PAGE
-    )
+    one, two, three = jobs_of([row(0, 12, 1, 1, 2, 3), row(0, 12, 1, 1, 9, 3), row(0, 12, 1, 1, 2, 3)], page_size=PAGE)
     assert one.keys[0] == two.keys[0]
     assert one.keys[2] != two.keys[2]
     assert one.keys == three.keys

@@ -96,5 +96,3 @@ async def test_a_worker_is_asked_again_when_descriptors_are_back(
         await until(fleet.is_in(worker.url, HealthState.HEALTHY), "healthy")
     finally:
         await fleet.manager.stop()
-
-

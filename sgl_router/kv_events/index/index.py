@@ -336,9 +336,7 @@ class KvIndex:
         endpoint = source.replay_endpoint(rank.target.dp_rank)
         if endpoint is not None:
             fetch = partial(self._replay, endpoint, subscriber)
-            rank.repairer = Repairer(
-                feed, self.pump, fetch, finished=lambda outcome: self._repaired(rank, outcome)
-            )
+            rank.repairer = Repairer(feed, self.pump, fetch, finished=lambda outcome: self._repaired(rank, outcome))
             rank.refill = Refill(feed, rank.repairer, fetch)
             rank.quiet = self.quiet.follow(rank.target, feed, rank.repairer, fetch)
             feed.repair = lambda outcome: rank.repairer.start() if rank.repairer is not None else None
@@ -346,9 +344,7 @@ class KvIndex:
             # nothing can then fall between the two.
             feed.paused = True
 
-    async def _replay(
-        self, endpoint: str, live: Subscriber, start: int
-    ) -> AsyncGenerator[Frame | ReplayEnd, None]:
+    async def _replay(self, endpoint: str, live: Subscriber, start: int) -> AsyncGenerator[Frame | ReplayEnd, None]:
         """One of a few replays at a time: each may bring a whole buffer, and its receiving side is unbounded."""
         if not spare(SPARE_DESCRIPTORS):
             tell_shortage(errno.EMFILE, "missed kv events are not replayed")
@@ -607,9 +603,7 @@ class KvIndex:
             parts = [part._replace(depths=part.depths.among(part.group.trusted())) for part in parts]
         return PromptMatch(parts, prompt, namespace)
 
-    def _walk(
-        self, group: MatchGroup, keys: PromptKeys
-    ) -> Generator[None, None, tuple[Depths, Seen | None, bool]]:
+    def _walk(self, group: MatchGroup, keys: PromptKeys) -> Generator[None, None, tuple[Depths, Seen | None, bool]]:
         """A long prompt in pieces, as far as some rank holds it: the depths, in which rows the keys are, and whether
         the loop had a turn meanwhile."""
         blocks, memo, yielded = keys.blocks, keys.memo, False

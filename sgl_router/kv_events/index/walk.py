@@ -248,9 +248,7 @@ def _follow(
     return going
 
 
-def _stop_within(
-    expected: dict[int, int], levels: Levels, word: int, slots: int, keys: Sequence[int], at: int
-) -> None:
+def _stop_within(expected: dict[int, int], levels: Levels, word: int, slots: int, keys: Sequence[int], at: int) -> None:
     """These slots are not expected to hold all of a stride. `keys`: its blocks from number `at` on."""
     shift = word * WORD_BITS
     for depth in range(len(keys), 0, -1):

@@ -335,9 +335,7 @@ def _header(data: bytes) -> Header:
         raise SnapshotError(SnapshotFault.RECORD, str(error)) from None
 
 
-def decode_snapshot(
-    chunks: Iterable[bytes], *, max_bytes: int = MAX_BYTES, max_blocks: int | None = None
-) -> Snapshot:
+def decode_snapshot(chunks: Iterable[bytes], *, max_bytes: int = MAX_BYTES, max_blocks: int | None = None) -> Snapshot:
     """The snapshot that `chunks` make up. Raises SnapshotError. Blocking: for a thread."""
     decoder = SnapshotDecoder(max_bytes=max_bytes, max_blocks=max_blocks)
     for chunk in chunks:

@@ -220,17 +220,7 @@ class Expired(Message, tag=16):
 
 ToRouting = Hello | Choose | Explain | FirstByte | End | Declare | Heard | Counts
 FromRouting = (
-    Hashing
-    | Readiness
-    | Fleet
-    | WorkerState
-    | WorkerGone
-    | Chosen
-    | NobodyLeft
-    | Held
-    | Refused
-    | Explained
-    | Expired
+    Hashing | Readiness | Fleet | WorkerState | WorkerGone | Chosen | NobodyLeft | Held | Refused | Explained | Expired
 )
 
 to_routing: msgspec.msgpack.Decoder[ToRouting] = msgspec.msgpack.Decoder(ToRouting)

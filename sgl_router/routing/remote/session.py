@@ -185,9 +185,7 @@ class DataSession:
         if failure is None:
             self.link.send(Explained(message.seq, explaining.result()))
             return
-        log.error(
-            "an explanation failed", data_process=self._process, request_id=message.request_id, exc_info=failure
-        )
+        log.error("an explanation failed", data_process=self._process, request_id=message.request_id, exc_info=failure)
         told = InternalError("the router failed to handle this request")
         self.link.send(Refused(message.seq, told.code, told.message, 0))
 
