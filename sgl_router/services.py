@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sgl_router.upstream import UpstreamPool
     from sgl_router.workers import WorkerManager, WorkerRegistry
 
-__all__ = ["InFlight", "Model", "Services"]
+__all__ = ["FleetServices", "InFlight", "Model", "Services"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class InFlight:
                 await asyncio.wait_for(self._idle.wait(), within_secs)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Services:
     """One process, one of these. `draining`: shutting down, readiness is off and each connection ends with its next
     response, but requests are still served. `closing`: the port is closed, and idle connections are."""
@@ -75,20 +75,17 @@ class Services:
     config: Config
     models: dict[str, Model]
     registry: WorkerRegistry
-    manager: WorkerManager
-    index: KvIndex
-    load: ActiveLoad
     routing: Routing
     pool: UpstreamPool
     metrics: Metrics
+    readiness: Callable[[], list[str]]
+    """Says why this router is not ready yet, but for draining."""
     worker_api_key: str | None = field(default=None, repr=False)
     descriptors: Descriptors = field(default_factory=Descriptors)
     in_flight: InFlight = field(default_factory=InFlight)
     draining: bool = False
     closing: bool = False
     started_at: float = field(default_factory=time.time)
-    readiness: Callable[[], list[str]] | None = None
-    """Says why this router is not ready, where another process of it has the workers and their streams."""
 
     def model(self, name: str) -> tuple[Model, str | None]:
         """The model a request names, and the LoRA adapter where it says `model:adapter`. Raises ModelNotFound."""
@@ -102,27 +99,13 @@ class Services:
 
     def unready(self) -> list[str]:
         """Why requests should not be sent here yet; empty when ready."""
-        if self.draining:
-            return ["draining: this router is shutting down"]
-        return self.readiness() if self.readiness is not None else self._unready()
+        return ["draining: this router is shutting down"] if self.draining else self.readiness()
 
-    def _unready(self) -> list[str]:
-        reasons = []
-        now = time.monotonic()
-        for model_id in self.models:
-            workers = self.registry.for_model(model_id)
-            healthy = [worker for worker in workers if worker.serves(now)]
-            warming = [worker.id for worker in healthy if self.index.warming(worker)]
-            if warming:
-                reasons.append(f"model {model_id!r} is warming up: the KV events of {warming} are being replayed")
-            if healthy:
-                continue
-            if workers:
-                states = ", ".join(f"{worker.id} is {worker.health.value}" for worker in workers)
-                reasons.append(f"no healthy worker for model {model_id!r}: {states}")
-            else:
-                pending = self.manager.status()
-                detail = "; ".join(f"{one.id}: {one.last_error or 'not asked yet'}" for one in pending[:8])
-                suffix = f" ({len(pending)} configured workers do not answer yet: {detail})" if pending else ""
-                reasons.append(f"no worker registered for model {model_id!r}{suffix}")
-        return reasons
+
+@dataclass(kw_only=True)
+class FleetServices(Services):
+    """Of the process that has the workers, follows their streams and decides."""
+
+    manager: WorkerManager
+    index: KvIndex
+    load: ActiveLoad

@@ -11,17 +11,17 @@ if TYPE_CHECKING:
     from sgl_router.http import ResponseWriter
     from sgl_router.http.request import Request
     from sgl_router.kv_events import RankStatus
-    from sgl_router.services import Services
+    from sgl_router.services import FleetServices
     from sgl_router.workers import Target, Worker
 
 __all__ = ["serve_workers", "workers_view"]
 
 
-async def serve_workers(services: Services, request: Request, writer: ResponseWriter) -> None:
+async def serve_workers(services: FleetServices, request: Request, writer: ResponseWriter) -> None:
     await send_json(writer, workers_view(services))
 
 
-def workers_view(services: Services) -> dict[str, Any]:
+def workers_view(services: FleetServices) -> dict[str, Any]:
     """Every registered worker, and every configured one that has not answered yet."""
     return {
         "workers": [_worker(services, worker) for worker in services.registry.all()],
@@ -38,7 +38,7 @@ def workers_view(services: Services) -> dict[str, Any]:
     }
 
 
-def _worker(services: Services, worker: Worker) -> dict[str, Any]:
+def _worker(services: FleetServices, worker: Worker) -> dict[str, Any]:
     streams = {status.dp_rank: status for status in services.index.status(worker)}
     breaker, now = worker.breaker, time.monotonic()
     return {

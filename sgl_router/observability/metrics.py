@@ -34,8 +34,11 @@ class Metrics:
     Everything is counted in the event loop's thread.
     """
 
-    def __init__(self, registry: WorkerRegistry, index: KvIndex, pending: Callable[[], Sized] = tuple) -> None:
-        """`pending`: the workers that should exist and are not registered."""
+    def __init__(
+        self, registry: WorkerRegistry, index: KvIndex | None = None, pending: Callable[[], Sized] = tuple
+    ) -> None:
+        """`index`: None where no event stream is followed: nothing is then shown of workers. `pending`: the workers
+        that should exist and are not registered."""
         self.requests = Counter("sgl_router_requests", "Requests received.", ("route", "method"))
         self.responses = Counter(
             "sgl_router_responses",
@@ -134,7 +137,8 @@ class Metrics:
         self._models: dict[str, tuple[Spread, Spread, Spread]] = {}
         self._registry = CollectorRegistry()
         self._registry.register(_RequestCollector(self))
-        self._registry.register(FleetCollector(registry, index, pending))
+        if index is not None:
+            self._registry.register(FleetCollector(registry, index, pending))
 
     def of_model(self, model_id: str) -> tuple[Spread, Spread, Spread]:
         """Duration, decision time and TTFT of a model."""

@@ -19,11 +19,12 @@ from sgl_router.routing.views import explanation_view
 
 if TYPE_CHECKING:
     from sgl_router.config import QueueConfig
-    from sgl_router.kv_events import KvIndex, PromptMatch
+    from sgl_router.kv_events import PromptMatch
     from sgl_router.load import ActiveLoad
     from sgl_router.observability import Metrics
     from sgl_router.placement import Leg
     from sgl_router.policies import Policy
+    from sgl_router.routing.index_port import PrefixIndex
     from sgl_router.routing.request import RouteRequest
     from sgl_router.workers import Permit, Target, Worker, WorkerRegistry
 
@@ -46,7 +47,7 @@ class LocalRouting:
     def __init__(
         self,
         registry: WorkerRegistry,
-        index: KvIndex,
+        index: PrefixIndex,
         load: ActiveLoad,
         policies: Mapping[str, Policy],
         metrics: Metrics,

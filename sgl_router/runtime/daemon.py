@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import socket
-import time
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -17,14 +16,13 @@ from sgl_router.config import Config
 from sgl_router.discovery import DiscoveryUnavailable, make_discovery
 from sgl_router.http.routes import Routes
 from sgl_router.http.server import HttpServer
-from sgl_router.kv_events import KvIndex
-from sgl_router.load import ActiveLoad, Janitor
-from sgl_router.load.reports import LoadReport, LoadWatch
-from sgl_router.observability import ForecastCollector, Metrics, flush_logs, watch_loop_lag
-from sgl_router.routing import DecisionLog, LocalRouting
+from sgl_router.load import Janitor
+from sgl_router.observability import flush_logs, watch_loop_lag
+from sgl_router.policies import Policy
+from sgl_router.routing import LocalRouting
 from sgl_router.runtime.accounting import Accounting
+from sgl_router.runtime.build import FleetGraph, build_fleet, make_index
 from sgl_router.runtime.lifecycle import (
-    ForgetConnections,
     Life,
     count_prompts,
     freeze_start_up,
@@ -34,14 +32,15 @@ from sgl_router.runtime.lifecycle import (
 from sgl_router.runtime.listen import StartupError, bind
 from sgl_router.runtime.snapshot_keeper import SnapshotKeeper
 from sgl_router.runtime.surface import explain_route, fleet_routes, listeners
-from sgl_router.runtime.tokenizer_parity import TokenCheck, token_check
-from sgl_router.services import Model, Services
-from sgl_router.upstream import UpstreamPool
-from sgl_router.workers import Target, WorkerManager, WorkerRegistry, worker_api_key
+from sgl_router.services import FleetServices, Model
+from sgl_router.workers import Target
 
 __all__ = ["Daemon", "StartupError"]
 
-LoadModels = Callable[[Config, random.Random, Callable[[Target], int]], Awaitable[dict[str, Model]]]
+LoadModels = Callable[
+    [Config, random.Random, Callable[[Target], int]], Awaitable[tuple[dict[str, Model], dict[str, Policy]]]
+]
+"""The models that are tokenized here, and the policies of all."""
 
 log = structlog.get_logger(__name__)
 
@@ -66,23 +65,20 @@ class Daemon:
         self._inner = inner
         self._load_models = models
         self._life = Life()
-        self._services: Services | None = None
-        self._routing: LocalRouting | None = None
+        self._graph: FleetGraph | None = None
         self._keeper: SnapshotKeeper | None = None
-        self._watch: LoadWatch | None = None
-        self._tokens: TokenCheck | None = None
         self.port = 0
         self.admin_port = 0
 
     @property
-    def services(self) -> Services:
-        assert self._services is not None, "the daemon has not been started"
-        return self._services
+    def services(self) -> FleetServices:
+        assert self._graph is not None, "the daemon has not been started"
+        return self._graph.services
 
     @property
     def routing(self) -> LocalRouting:
-        assert self._routing is not None, "the daemon has not been started"
-        return self._routing
+        assert self._graph is not None, "the daemon has not been started"
+        return self._graph.routing
 
     @property
     def url(self) -> str:
@@ -98,94 +94,35 @@ class Daemon:
         except DiscoveryUnavailable as error:
             raise StartupError(str(error)) from None
         sockets = self._bind()
-        events = config.kv_events
-        index = KvIndex(
-            receive_high_water_mark=events.receive_high_water_mark,
-            max_message_bytes=events.max_message_bytes,
-            turn_budget_secs=events.turn_budget_ms / 1e3,
-            replay_idle_secs=events.replay_idle_secs,
-            resync_secs=events.resync_secs,
-            quiet_check_secs=events.quiet_check_secs,
-            expect_ttl_secs=events.expect_ttl_secs,
-            max_blocks=events.max_blocks,
-            descriptors=descriptors,
-        )
+        index = make_index(config, descriptors)
         index.prepare()
         try:
-            models = await self._load_models(config, self._rng, index.held_tokens)
+            models, policies = await self._load_models(config, self._rng, index.held_tokens)
+            graph = build_fleet(config, models, policies, index, discovery, descriptors)
         except BaseException:
             for listener in sockets:
                 listener.close()
             index.close()
             raise
-        costed = {
-            model.id: speed for model in models.values() if (speed := model.policy.prefill_tokens_per_sec) is not None
-        }
-        load = ActiveLoad(costed, stale_secs=config.load_reports.stale_after_secs)
-        registry, pool = WorkerRegistry(), UpstreamPool(descriptors=descriptors)
-        registry.add_listener(load)
-        registry.add_listener(index)
-        registry.add_listener(ForgetConnections(pool))
-        manager = WorkerManager(config, registry, discovery)
-        index.on_reconnect = lambda worker: manager.recheck(worker.url)
-        manager.on_confirmed = index.confirm
-        metrics = Metrics(registry, index, manager.status)
-        self._routing = LocalRouting(
-            registry,
-            index,
-            load,
-            {model.id: model.policy for model in models.values()},
-            metrics,
-            expecting=events.expect_ttl_secs > 0,
-            queues={one.id: one.queue for one in config.models if one.queue.enabled},
-            decisions=DecisionLog(config.observability.decisions_kept, config.observability.decision_cost_sample),
-        )
-        if costed and config.load_reports.enabled:
-            self._watch = LoadWatch(
-                self._reported,
-                wants=costed.__contains__,
-                api_key=worker_api_key(config),
-                interval_secs=config.load_reports.interval_secs,
-                descriptors=descriptors,
-            )
-            registry.add_listener(self._watch)
-        if config.health.check_tokens:
-            # Of several processes the first data process asks: here are no tokenizers.
-            asked = models if config.server.processes == 1 else {}
-            self._tokens = token_check(asked, metrics, worker_api_key(config))
-            registry.add_listener(self._tokens)
-        metrics.register(ForecastCollector(registry, self._routing.rooms, self._watch))
-        self._services = Services(
-            config=config,
-            models=models,
-            registry=registry,
-            manager=manager,
-            index=index,
-            load=load,
-            routing=self._routing,
-            pool=pool,
-            metrics=metrics,
-            worker_api_key=worker_api_key(config),
-            descriptors=descriptors,
-        )
+        self._graph = graph
         life = self._life
-        fleet = fleet_routes(self._routing.decisions, index)
+        fleet = fleet_routes(graph.routing.decisions, index)
         inner = self._inner is not None
         if inner:
             served = [(sockets[0], Routes(fleet))]
         else:
             main, admin = sockets[0], sockets[1] if len(sockets) > 1 else None
             served = listeners(main, admin, [*fleet, explain_route()])
-        await life.serve(HttpServer(self._services, Accounting(self._services, counted=not inner)), served)
-        janitor = Janitor(load, config.active_load.stale_request_timeout_secs)
+        await life.serve(HttpServer(graph.services, Accounting(graph.services, counted=not inner)), served)
+        janitor = Janitor(graph.services.load, config.active_load.stale_request_timeout_secs)
         life.spawn(janitor.run, "janitor")
         life.spawn(lambda: watch_loop_lag(self.services.metrics.loop_lag.observe), "loop lag")
         life.spawn(lambda: count_prompts(self.services), "prompt counts")
-        self._keeper = SnapshotKeeper(events.snapshot, index)
+        self._keeper = SnapshotKeeper(config.kv_events.snapshot, index)
         await self._keeper.load()
-        if events.snapshot.path is not None:
+        if config.kv_events.snapshot.path is not None:
             life.spawn(self._keeper.run, "kv snapshots")
-        await manager.start()
+        await graph.services.manager.start()
         if self._inner is None:
             more = {"admin_port": self.admin_port} if self.admin_port else {}
             log.info(
@@ -207,11 +144,6 @@ class Daemon:
                 raise
             self.admin_port = sockets[1].getsockname()[1]
         return sockets
-
-    def _reported(self, target: Target, report: LoadReport, at: float) -> None:
-        if target.forecast is not None:
-            target.forecast.reported(report, at, target.own_tokens(time.monotonic()))
-            self.routing.changed(target.worker.model_id)
 
     async def run(self) -> int:
         """Serve until SIGTERM, SIGINT or SIGQUIT, drain, stop; the exit status. A second signal exits at once."""
@@ -242,9 +174,9 @@ class Daemon:
 
     async def stop(self, grace_secs: float = 0.0) -> None:
         """Accept nothing new, give requests in flight `grace_secs` to end, close everything. Idempotent."""
-        if self._services is None:
+        if self._graph is None:
             return
-        services, life = self._services, self._life
+        services, life = self._graph.services, self._life
         await life.finish_requests(services, grace_secs)
         await life.end_jobs()
         if self._keeper is not None:
@@ -252,10 +184,10 @@ class Daemon:
             self._keeper = None
         await life.end_server()
         await services.manager.stop()
-        if self._watch is not None:
-            await self._watch.stop()
-        if self._tokens is not None:
-            await self._tokens.stop()
+        if self._graph.watch is not None:
+            await self._graph.watch.stop()
+        if self._graph.tokens is not None:
+            await self._graph.tokens.stop()
         services.index.close()
         services.pool.close()
         for model in services.models.values():

@@ -15,7 +15,7 @@ import structlog
 
 from sgl_router.descriptors import Descriptors, in_use, raise_limit, remedy
 from sgl_router.http.memory import prepare_malloc
-from sgl_router.policies import make_policy
+from sgl_router.policies import Policy, make_policy
 from sgl_router.runtime.listen import BACKLOG, StartupError
 from sgl_router.services import Model, Services
 from sgl_router.tokenization import ModelTokenizer, TokenizerLoadError
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from sgl_router.config import Config, ModelConfig
     from sgl_router.http.routes import Routes
     from sgl_router.http.server import HttpServer
-    from sgl_router.upstream import UpstreamPool
-    from sgl_router.workers import Target, Worker
+    from sgl_router.workers import Target
 
-__all__ = ["ForgetConnections", "Life", "count_prompts", "freeze_start_up", "load_models", "prepare_process"]
+__all__ = ["Life", "count_prompts", "freeze_start_up", "load_models", "prepare_process"]
 
 log = structlog.get_logger(__name__)
 
@@ -83,21 +82,10 @@ class Life:
             self._server = None
 
 
-class ForgetConnections:
-    """A registry's listener: closes the connections to a removed worker."""
-
-    def __init__(self, pool: UpstreamPool) -> None:
-        self._pool = pool
-
-    def worker_added(self, worker: Worker) -> None:
-        pass
-
-    def worker_removed(self, worker: Worker) -> None:
-        self._pool.forget(worker.url)
-
-
-async def load_models(config: Config, rng: random.Random, held_tokens: Callable[[Target], int]) -> dict[str, Model]:
-    """`held_tokens`: what a target has cached. Raises StartupError."""
+async def load_models(
+    config: Config, rng: random.Random, held_tokens: Callable[[Target], int]
+) -> tuple[dict[str, Model], dict[str, Policy]]:
+    """Every model with its tokenizer, and its policy. `held_tokens`: what a target has cached. Raises StartupError."""
     models = {}
     for position, one in enumerate(config.models):
         started = time.monotonic()
@@ -113,7 +101,7 @@ async def load_models(config: Config, rng: random.Random, held_tokens: Callable[
             tokenizer=tokenizer.backend,
             secs=round(time.monotonic() - started, 2),
         )
-    return models
+    return models, {model.id: model.policy for model in models.values()}
 
 
 async def count_prompts(services: Services, period_secs: float = 1.0) -> None:

@@ -7,12 +7,12 @@ import random
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import structlog
 
 from sgl_router.config import Config
-from sgl_router.policies import make_policy
+from sgl_router.policies import Policy, make_policy
 from sgl_router.routing.remote.messages import Readiness
 from sgl_router.routing.remote.server import RoutingServer
 from sgl_router.runtime.control import Cause, Control
@@ -24,8 +24,7 @@ from sgl_router.services import Model
 from sgl_router.workers import HealthState, Target
 
 if TYPE_CHECKING:
-    from sgl_router.services import Services
-    from sgl_router.tokenization import ModelTokenizer
+    from sgl_router.services import FleetServices
 
 __all__ = ["run_routing"]
 
@@ -71,24 +70,14 @@ async def run_routing(config: Config, paths: Paths, control: Control) -> int:
     return 0
 
 
-class _Unloaded:
-    """In a tokenizer's place: only data processes render and tokenize. Starting takes a third of the time."""
-
-    prompt_counts = None
-
-    def close(self) -> None: ...
-
-
 async def _without_tokenizers(
     config: Config, rng: random.Random, held_tokens: Callable[[Target], int]
-) -> dict[str, Model]:
-    return {
-        model.id: Model(model, cast("ModelTokenizer", _Unloaded()), make_policy(model, rng, held_tokens=held_tokens))
-        for model in config.models
-    }
+) -> tuple[dict[str, Model], dict[str, Policy]]:
+    """Only data processes render and tokenize: starting takes a third of the time."""
+    return {}, {model.id: make_policy(model, rng, held_tokens=held_tokens) for model in config.models}
 
 
-def _show_restart(services: Services, labels: tuple[str, str], count: int) -> None:
+def _show_restart(services: FleetServices, labels: tuple[str, str], count: int) -> None:
     services.metrics.process_restarts.labels(*labels).value = count
 
 
@@ -100,14 +89,14 @@ def _inner_socket(paths: Paths) -> socket.socket:
     return listener
 
 
-async def _settled(services: Services) -> None:
+async def _settled(services: FleetServices) -> None:
     for _ in range(int(_SETTLE_SECS / _LOOK_SECS)):
         if _tried(services):
             return
         await asyncio.sleep(_LOOK_SECS)
 
 
-def _tried(services: Services) -> bool:
+def _tried(services: FleetServices) -> bool:
     """Whether every worker that should exist has answered, or failed to, and has replayed what it is going to."""
     workers, pending = services.registry.all(), services.manager.status()
     if not workers and not pending:

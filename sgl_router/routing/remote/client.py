@@ -102,7 +102,6 @@ class RemoteRouting:
         wait_secs: Mapping[str, float] | None = None,
         explain_secs: float = _EXPLAIN_SECS,
         fell_back: Callable[[str], None] = lambda model_id: None,
-        started: Callable[[float], None] = lambda at: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -115,7 +114,8 @@ class RemoteRouting:
         # By model, how long an answer may take that has been announced to take long.
         self._wait_secs = {model_id: secs + answer_secs for model_id, secs in (wait_secs or {}).items()}
         self._fell_back = fell_back
-        self._started = started
+        self.on_started: Callable[[float], None] = lambda at: None
+        """Told when the routing process was started, in Unix time."""
         self._reasons: list[str] = []
         self._decoder = from_routing(mirror.target)
         self._link: Link[FromRouting] | None = None
@@ -343,7 +343,7 @@ class RemoteRouting:
             self._hasher.learn(message)
         elif isinstance(message, Readiness):
             self._reasons = message.reasons
-            self._started(message.started_at)
+            self.on_started(message.started_at)
         elif isinstance(message, Fleet):
             self._mirror.replace(message.workers)
             self._joined.set()
