@@ -220,7 +220,7 @@ async def test_while_the_routing_process_is_away_no_guess_is_given(rig: Any) -> 
     error = json.loads(answer)["error"]
     assert (status, error["code"], error["type"]) == (503, "routing_unavailable", "service_unavailable_error")
     assert (headers["x-router-error-code"], headers["retry-after"]) == ("routing_unavailable", "1")
-    assert "away" in error["message"]
+    assert "restarting" in error["message"]
     status, answer, _ = await router.call(router.several, EXPLAIN, b'{"messages": []}')
     assert (status, json.loads(answer)["error"]["param"]) == (400, "model")
     status, answer, _ = await router.call(router.several, "/internal/decisions")
