@@ -52,7 +52,7 @@ PIECE = 512
 class UnconnectedIndex(KvIndex):
     """Streams without sockets: the benchmark hands the events over itself."""
 
-    def _subscribe(self, rank: Any, source: KvEventSource) -> None:
+    def _subscribe(self, rank: Any) -> None:
         pass
 
     def store(self, target: Target, tokens: Sequence[int], page: int, rng: np.random.Generator) -> None:
@@ -115,7 +115,7 @@ def build(workers: int, page: int, background: int) -> Rig:
     rng = np.random.default_rng(1)
     targets = []
     for number in range(workers):
-        source = KvEventSource(host="127.0.0.1", port_base=1, topic="kv")
+        source = KvEventSource(host="127.0.0.1", port_base=1 + number, topic="kv")
         worker = Worker(
             f"http://w{number}:1", WorkerInfo(served_model_name=MODEL, block_size=page, dp_size=1, kv_source=source)
         )
