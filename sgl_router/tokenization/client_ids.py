@@ -16,7 +16,7 @@ __all__ = ["client_ids"]
 def client_ids(raw: Any, path: str, vocab_size: int) -> TokenIds:
     """Ids that a client sent, read as leniently as the engine does (5.0 and "5" are 5), but for booleans. Raises
     InvalidTokenIds naming the first that is none."""
-    if isinstance(raw, np.ndarray):  # many integers, as `server/body.py` reads them
+    if isinstance(raw, np.ndarray):  # many integers, as `api/body.py` reads them
         wrong_ones = np.flatnonzero((raw < 0) | (raw >= vocab_size))
         if len(wrong_ones):
             raise _none_of_the_models(path, int(wrong_ones[0]), int(raw[wrong_ones[0]]), vocab_size)
