@@ -53,7 +53,7 @@ class JsonObject(Mapping[str, Any]):
             return value
         raw = self._fields[name]
         if name in self.unread:
-            raise BadRequest(f"{name!r} is too large to be read here", name)
+            raise BadRequest(f"{name!r} is too large to be read by the router", name)
         try:
             value = self._decoded[name] = _decode_value(raw)
         except RecursionError:

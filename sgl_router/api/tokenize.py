@@ -41,7 +41,7 @@ async def _serve(services: Services, request: Request, writer: ResponseWriter, a
     try:
         body = await read_json(request.body)
         for name in body.unread:
-            raise BadRequest(f"{name!r} is larger than what is read here: {READ_BYTES} bytes", name)
+            raise BadRequest(f"{name!r} is larger than the limit of {READ_BYTES} bytes", name)
         tokenizer = _tokenizer(services, body)
         try:
             reply = await answer(tokenizer, body)

@@ -53,7 +53,9 @@ class BodyBudget:
         held = self.held + size
         if held > (self.limit if body_bytes <= SMALL_BODY_BYTES else self._for_large):
             self._warn()
-            raise Overloaded("the router holds as many bytes of request bodies as it may; try again in a moment")
+            raise Overloaded(
+                "the router's budget for request bodies (server.max_buffered_bytes) is used up; try again in a moment"
+            )
         self.held = held
 
     def give(self, size: int) -> None:

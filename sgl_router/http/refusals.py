@@ -23,4 +23,6 @@ def body_too_large(limit: int) -> BodyTooLarge:
 def too_many_requests() -> Overloaded:
     """No descriptor is left for another request's connection to a worker."""
     tell_shortage(errno.EMFILE, "requests are refused with 503")
-    return Overloaded("as many requests are under way as this router has file descriptors for")
+    return Overloaded(
+        "the router is at its limit of concurrent requests, set by its file descriptors; try again in a moment"
+    )

@@ -1,4 +1,4 @@
-"""Prompts that were sent to one target and are not yet computed, as a router can reckon it."""
+"""Estimates one target's prefill backlog from what this router has dispatched."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ _SAMPLES = 32
 # What interferes only makes a prompt slower: other routers' prompts, decode steps, a pause. What makes it look faster
 # is a hit nobody foresaw, which is rarer. So the truth lies above the median, and well below the fastest.
 _QUANTILE = 0.75
-# What was thought at first counts as so many observations: one alone, a prompt that had to wait for a compiler, would
-# else leave the target without a second one to prove it wrong.
+# The prior counts as three observations. Otherwise one outlier (say, a request delayed by kernel compilation) would
+# make the target look so slow that it never received another prompt to correct it.
 _INITIAL_COUNTS = 3
 # One report's word against what is known so far.
 _TOLD_WEIGHT = 0.3

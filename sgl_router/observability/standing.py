@@ -45,9 +45,9 @@ def log_standing(loop: asyncio.AbstractEventLoop, frame: FrameType | None = None
         threads=threading.active_count(),
     )
     for stand in stands[:MAX_LINES]:
-        log.warning("tasks stand here", tasks=stand.tasks, names=stand.names, stack=stand.stack)
+        log.warning("where the tasks are", tasks=stand.tasks, names=stand.names, stack=stand.stack)
     for stand in threads:
-        log.warning("a thread stands here", name=stand.names[0], stack=stand.stack)
+        log.warning("where a thread is", name=stand.names[0], stack=stand.stack)
 
 
 def task_stands(tasks: list[asyncio.Task[Any]]) -> list[Stand]:

@@ -1,4 +1,4 @@
-"""What candidates are busy with at one moment, whatever is to be sent to them."""
+"""Load snapshot of all candidates, taken once and shared by every request being placed."""
 
 from __future__ import annotations
 

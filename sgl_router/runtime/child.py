@@ -121,7 +121,7 @@ class Child:
             return
         self.hung = True
         secs = self._watch.patience * self._watch.turn_secs
-        log.error("a process hangs, killing it", name=self.name, pid=self.pid, silent_secs=secs)
+        log.error("process hangs, killing it", name=self.name, pid=self.pid, silent_secs=secs)
         self.kill()
 
     async def _follow(self, control: socket.socket) -> None:

@@ -13,7 +13,7 @@ from sgl_router.config import Config
 from sgl_router.http.server import HttpServer
 from sgl_router.load import Janitor
 from sgl_router.observability import watch_loop_lag
-from sgl_router.routing.remote.fallback import AWAY
+from sgl_router.routing.remote.fallback import UNAVAILABLE
 from sgl_router.runtime.accounting import Accounting
 from sgl_router.runtime.build import build_data
 from sgl_router.runtime.control import Control
@@ -70,11 +70,11 @@ class DataProcess:
         self._outgoing = Outgoing(metrics)
         # The routing process must have a descriptor for each request that is forwarded.
         most = max(descriptors.requests // config.server.processes, 8)
-        self._forward = Forward(self._paths.http, lambda: AWAY, descriptors, most)
+        self._forward = Forward(self._paths.http, lambda: UNAVAILABLE, descriptors, most)
         life = self._life
         self._talk = asyncio.create_task(self.routing.run(), name="routing")
         if not await self.routing.joined(_JOIN_SECS):
-            log.warning("the routing process cannot be reached, starting without it")
+            log.warning("routing process cannot be reached: starting without it")
         operators = [*forwarded_routes(self._forward.serve), explain_route()]
         served = listeners(self._listener, self._admin_listener, operators)
         await life.serve(HttpServer(self.services, Accounting(self.services)), served)

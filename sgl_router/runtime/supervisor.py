@@ -112,7 +112,7 @@ class Supervisor:
         _set_up_logging(self._config)  # while the processes start: it is the slow part of this one
         signals.handle(loop, self._forward)
         if self._removed:
-            log.info("removed what routers that were killed have left behind", folders=self._removed)
+            log.info("removed files left behind by killed routers", folders=self._removed)
         try:
             starting = asyncio.create_task(self._all_ready())
             await asyncio.wait((starting, signalled, *keepers), return_when=asyncio.FIRST_COMPLETED)
@@ -147,13 +147,13 @@ class Supervisor:
             try:
                 status = await child.live()
             except OSError as error:  # too many processes or open files, or no memory: that may pass
-                log.error("a process could not be started", name=child.name, reason=error.strerror)
+                log.error("process could not be started", name=child.name, reason=error.strerror)
             if self._stopping or not self._started:
                 return os.EX_OSERR if status is None else status
             if loop.time() - born >= _WELL_AFTER_SECS:
                 pause = _RESTART_SECS[0]
             if status is not None:
-                log.error("a process died, starting it again", name=child.name, status=status, in_secs=pause)
+                log.error("process died, restarting it", name=child.name, status=status, in_secs=pause)
                 self._restarts[child.name, Cause.HUNG if child.hung else Cause.DIED] += 1
                 self._tell_restarts()
             await asyncio.sleep(pause)
@@ -211,7 +211,7 @@ class Supervisor:
 
     def _report(self, late: set[asyncio.Task[int]], keepers: dict[asyncio.Task[int], Child]) -> None:
         for keeper in late:
-            log.warning("a process did not stop in time, killing it", name=keepers[keeper].name)
+            log.warning("process did not stop in time, killing it", name=keepers[keeper].name)
             keepers[keeper].kill()
 
     def _forward(self, number: signal.Signals) -> None:

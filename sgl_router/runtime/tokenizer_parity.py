@@ -168,7 +168,8 @@ class TokenCheck:
         at = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))
         settings = "tokenizer_path" if what == "text" else "tokenizer_path, chat_template, default_chat_template_kwargs"
         log.warning(
-            "worker makes other tokens than the router, its cache will not be found",
+            "tokenizer mismatch: worker and router produce different token ids, so this worker's cache cannot be "
+            "matched",
             of=what,
             worker=worker.id,
             url=worker.url,

@@ -159,7 +159,9 @@ class ModelTokenizer:
         try:
             loaded._usable_template()
         except Unrenderable as error:
-            log.warning("chats are routed without their tokens", reason=error.reason.value, why=error.message)
+            log.warning(
+                "chats of this model are routed without their tokens", reason=error.reason.value, why=error.message
+            )
         else:
             if mistral_common:
                 log.warning(

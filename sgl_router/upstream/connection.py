@@ -295,7 +295,7 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._fail("the worker tried to switch protocols")
         except httptools.HttpParserError:
-            self._fail("the worker's answer is not valid HTTP")
+            self._fail("the worker's response is not valid HTTP")
         if self._bodiless and self._head_done:
             self._parser = httptools.HttpResponseParser(self)  # the old one waits for the body that does not come
         if not began and self._head_bytes > MAX_HEAD_BYTES and not self._head_fits():
@@ -308,7 +308,7 @@ class UpstreamConnection(asyncio.Protocol):
         elif began:
             self._framing_bytes += len(data)
             if self._framing_bytes > MAX_FRAMING_BYTES and not self.complete:
-                self._fail("the worker's answer goes on without a body")
+                self._fail("the worker's response goes on without a body")
         if self._whole is not None:
             if len(chunks) > self._whole:
                 del chunks[self._whole :]
@@ -370,7 +370,7 @@ class UpstreamConnection(asyncio.Protocol):
             if not self._head_done:
                 self._fail(_NO_ANSWER)
             elif framed or exc is not None:
-                self._fail("the worker closed the connection in the middle of its answer")
+                self._fail("the worker closed the connection in the middle of its response")
             else:
                 self.complete, self._busy = True, False
         self._wake()
@@ -427,10 +427,10 @@ class UpstreamConnection(asyncio.Protocol):
         status: int = self._parser.get_status_code()
         if not 200 <= status <= 599:
             if not 100 <= status < 200:
-                self._fail("the worker's answer is not valid HTTP")
+                self._fail("the worker's response is not valid HTTP")
             return  # 100 Continue, 103 Early Hints: the answer proper follows
         if self._distrusted or (self._chunked and self.content_length is not None):
-            self._fail("the worker framed its answer in a way that cannot be trusted")
+            self._fail("the worker framed its response ambiguously")
             return
         self.status = status
         if self._hop_options is not None:
@@ -456,4 +456,4 @@ class UpstreamConnection(asyncio.Protocol):
 
 _NOBODY = _Nobody()
 _HEADS = ResponseHeadCache()
-_NO_ANSWER = "the worker closed the connection before answering"
+_NO_ANSWER = "the worker closed the connection before it responded"

@@ -229,7 +229,7 @@ def _tls_context() -> ssl.SSLContext:
 
 def _overloaded(code: int) -> Overloaded:
     tell_shortage(code, "requests are refused with 503")
-    return Overloaded("the router has no connection to spare for this request at the moment")
+    return Overloaded("the router has no connection to a worker to spare; try again in a moment")
 
 
 @lru_cache(maxsize=16)
@@ -244,4 +244,4 @@ def _not_reconnected(secs: float) -> Callable[[], RouterError]:
 
 @lru_cache(maxsize=16)
 def _not_answered(secs: float) -> Callable[[], RouterError]:
-    return lambda: UpstreamTimeout(f"the worker did not answer within {secs:g} s")
+    return lambda: UpstreamTimeout(f"the worker did not respond within {secs:g} s")

@@ -63,7 +63,7 @@ async def relay(
     relayed.status = status = connection.status
     headers = connection.lines + added_lines
     judged = status < 400 and b"\r\ncontent-encoding: " not in connection.lines
-    # A client that does not read is not the worker's silence: no deadline runs while it is written to.
+    # Pause the idle timeout while writing to the client: client back-pressure is not worker silence.
     if connection.complete and not connection.stream:
         deadline.disarm()
         body = connection.take()
@@ -200,7 +200,7 @@ async def _stream(
 
 
 def _silent(idle_secs: float) -> Callable[[], UpstreamTimeout]:
-    return lambda: UpstreamTimeout(f"the worker sent nothing for {idle_secs:g} s in the middle of its answer")
+    return lambda: UpstreamTimeout(f"the worker sent nothing for {idle_secs:g} s in the middle of its response")
 
 
 _SETTLING = (Said.GOOD, Said.ERROR)

@@ -35,7 +35,7 @@ class BackedOffLines:
         if not backed_off:
             if target in self._told:
                 self._told.discard(target)
-                log.info("worker takes requests again", **about)
+                log.info("worker accepts requests again", **about)
             return
         if now < self._next.get(target, now):
             self._silent[target] = self._silent.get(target, 0) + 1

@@ -377,7 +377,9 @@ class WorkerMonitor:
         about = {"worker": worker.id, "url": self.url}
         if state is BreakerState.OPEN:
             secs = worker.breaker.cool_down_secs
-            log.warning("circuit opened: requests keep failing, none is sent for now", cool_down_secs=secs, **about)
+            log.warning(
+                "circuit opened: requests keep failing, this worker gets none for now", cool_down_secs=secs, **about
+            )
         elif state is BreakerState.CLOSED:
             log.info("circuit closed: a request succeeded again", **about)
 

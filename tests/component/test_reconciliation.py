@@ -146,7 +146,7 @@ async def test_an_index_that_misses_what_the_worker_has_is_told_and_filled_up_ag
         for number in range(20):
             await fleet.ask(f"{number} {PROMPT}", max_tokens=1)
             await worker.idle()
-        (line,) = [line for line in logs if line["event"] == "kv index misses what the worker has cached"]
+        (line,) = [line for line in logs if line["event"] == "kv index misses blocks that the worker has cached"]
     assert (line["log_level"], line["refilling"]) == ("warning", True)
     await fleet.until(
         lambda: (
@@ -173,7 +173,7 @@ async def test_an_index_that_cannot_learn_is_told_once_and_stays_in_use(rig) -> 
         for number in range(60):
             await fleet.ask(f"{PROMPT} and then number {number} asks something of its own, a page or more of it")
             await fleet.settled()
-    lines = [line for line in logs if line["event"] == "kv index misses what the worker has cached"]
+    lines = [line for line in logs if line["event"] == "kv index misses blocks that the worker has cached"]
     assert [(line["log_level"], line["orphans"] > 0) for line in lines] == [("warning", True)]
     assert rank(fleet).state.value == "live"
     assert not rank(fleet).witness.silent

@@ -82,7 +82,7 @@ async def test_a_request_that_was_worked_on_is_not_sent_again(rig, reset: bool) 
         fleet = await warmed(rig, workers)
         reply = await fleet.ask("once")
         assert (reply.status, reply.error["code"]) == (502, "upstream_unreachable")
-        assert "before answering" in reply.error["message"]
+        assert "before it responded" in reply.error["message"]
         assert sum(len(worker.executed) for worker in workers) == 1
 
 

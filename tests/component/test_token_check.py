@@ -17,7 +17,7 @@ from sgl_router.runtime.tokenizer_parity import TokenCheck, TokenOutcome
 from sgl_router.tokenization import ModelTokenizer
 from sgl_router.workers import Worker, WorkerInfo
 
-EVENT = "worker makes other tokens than the router, its cache will not be found"
+EVENT = "tokenizer mismatch: worker and router produce different token ids, so this worker's cache cannot be matched"
 
 
 async def checked(fleet: Any, **expected: int) -> None:

@@ -64,7 +64,7 @@ async def test_signals_that_mean_nothing_break_nothing(
     assert await answers(router) == 200
     assert await router.ends() == 0
     assert "Traceback" not in router.text
-    assert not router.said("a process died")
+    assert not router.said("process died, restarting it")
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -82,11 +82,11 @@ async def test_sigusr1_tells_where_every_process_stands(
     await router.until(lambda: len(router.said("SIGUSR1: where tasks")) == dumps, "each process has told")
 
     def carrying() -> list[dict[str, Any]]:
-        return [one for one in router.said("tasks stand here") if "sgl_router.upstream.pool:" in one["stack"]]
+        return [one for one in router.said("where the tasks are") if "sgl_router.upstream.pool:" in one["stack"]]
 
     await router.until(lambda: sum(one["tasks"] for one in carrying()) == 20, "the requests are among it")
     assert all("sgl_router.api.pipeline:" in one["stack"] for one in carrying())
-    await router.until(lambda: len(router.said("a thread stands here", name="MainThread")) == dumps, "threads too")
+    await router.until(lambda: len(router.said("where a thread is", name="MainThread")) == dumps, "threads too")
     if processes > 1:
         assert {one["process"] for one in router.said("SIGUSR1: where tasks")} == {
             "supervisor", "routing", "data-0", "data-1",
@@ -145,7 +145,7 @@ async def test_what_a_killed_supervisor_leaves_is_removed_by_the_next(
     second = await make_router([worker.url], processes=2, environment=environment)
     await second.listening()
     assert not left.exists()
-    assert second.said("removed what routers that were killed have left behind", folders=1)
+    assert second.said("removed files left behind by killed routers", folders=1)
     [own] = folders.glob("sgl-router-*")
     third = await make_router([worker.url], processes=2, environment=environment)
     await third.until(lambda: third.said("router listening"), "listening")

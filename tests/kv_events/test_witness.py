@@ -228,7 +228,7 @@ async def test_what_the_worker_had_and_the_index_never_learns_is_told(index) -> 
     with structlog.testing.capture_logs() as logs:
         for number in range(1, 40):
             await engine.ask(tokens(number), 12)
-    (line,) = told(logs, "kv index misses what the worker has cached")
+    (line,) = told(logs, "kv index misses blocks that the worker has cached")
     assert (line["log_level"], line["refilling"], line["some_namespaces_only"]) == ("warning", False, False)
     assert engine.status.witness.coverage.score < 0.1
     assert engine.stream.state is StreamState.LIVE, "it is not wrong, only cold"
@@ -286,7 +286,7 @@ async def test_salts_that_the_events_do_not_tell_are_told_as_such(index) -> None
                 await engine.ask(tokens(1000 + number), 12, SALTED)
             else:
                 await engine.ask(tokens(number % 40), 12)
-    (line,) = told(logs, "kv index misses what the worker has cached")
+    (line,) = told(logs, "kv index misses blocks that the worker has cached")
     assert (line["some_namespaces_only"], line["refilling"]) == (True, False)
 
 

@@ -300,7 +300,7 @@ async def test_after_the_end_nobody_is_followed(rig: Rig, server: Any, tools: An
     assert len(watch) == 0
 
 
-FAILING, AGAIN = "no worker tells its load", "workers tell their load again"
+FAILING, AGAIN = "no worker reports its load", "workers report their load again"
 
 
 def said(logs: list[Any], event: str) -> list[Any]:

@@ -51,8 +51,8 @@ async def test_the_lines_are_bounded(waiting: list[asyncio.Task[None]], monkeypa
         log_standing(asyncio.get_running_loop())
     assert [line["event"] for line in lines] == [
         "SIGUSR1: where tasks and threads stand",
-        "tasks stand here",
-        "a thread stands here",
+        "where the tasks are",
+        "where a thread is",
     ]
     assert lines[0]["tasks"] >= 201
     assert lines[0]["looked_at"] == 150

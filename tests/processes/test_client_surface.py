@@ -67,7 +67,9 @@ async def test_without_the_routing_process(start: Start) -> None:
     await settles(lambda: differing(router), ["0.0", "0.0"])
     assert b"sgl_router_workers_pending 0.0" in (await router.get("/metrics"))[1]
     os.kill(routing, signal.SIGKILL)
-    await router.until(lambda: router.said("the routing process is away, deciding here"), "away is noticed")
+    await router.until(
+        lambda: router.said("routing process unavailable: this process decides by least load"), "away is noticed"
+    )
     for method, expected in (("GET", b'{"status":"ok"}'), ("HEAD", b"")):
         told = await asyncio.gather(*(ask(router, method, "/health") for _ in range(8)))
         assert {(status, body) for status, _, body in told} == {(200, expected)}
@@ -129,7 +131,9 @@ async def test_models_and_liveness_go_on_without_the_routing_process(start: Star
     routing, *_ = await router.listening()
     before = (await router.get("/v1/models"))[1]
     os.kill(routing, signal.SIGKILL)
-    await router.until(lambda: router.said("the routing process is away, deciding here"), "away is noticed")
+    await router.until(
+        lambda: router.said("routing process unavailable: this process decides by least load"), "away is noticed"
+    )
     status, _, body = await ask(router, "GET", "/v1/models")
     assert status == 200
     assert [model["id"] for model in json.loads(body)["data"]] == [MODEL]

@@ -202,13 +202,14 @@ async def test_deaths_cost_what_they_must_and_no_more(start: Start, workers: lis
     held = [asyncio.create_task(router.chat(f"held {number}")) for number in range(20)]
     await settles(router.inflight, 20)
     os.kill(first, signal.SIGKILL)
-    await router.until(lambda: router.said("a process died, starting it again", name="data-0"), "death noticed")
+    await router.until(lambda: router.said("process died, restarting it", name="data-0"), "death noticed")
     await router.until(lambda: any(task.done() for task in held), "its clients know")
 
     # The routing process dies too: nobody loses anything.
     os.kill(routing, signal.SIGKILL)
     await router.until(
-        lambda: router.said("the routing process is away, deciding here", process="data-1"), "away is noticed"
+        lambda: router.said("routing process unavailable: this process decides by least load", process="data-1"),
+        "away is noticed",
     )
     probes = asyncio.gather(*(router.get(path) for path in ("/healthz", "/readyz") for _ in range(12)))
     alone = asyncio.gather(*(router.chat(f"alone {number}") for number in range(16)))
@@ -311,7 +312,7 @@ async def test_a_process_that_hangs_is_started_again(start: Start, workers: list
     held = [asyncio.create_task(router.chat(f"held {number}")) for number in range(8)]
     await settles(router.inflight, 8)
     os.kill(routing, signal.SIGSTOP)
-    await router.until(lambda: router.said("a process hangs, killing it", name="routing", pid=routing), "noticed")
+    await router.until(lambda: router.said("process hangs, killing it", name="routing", pid=routing), "noticed")
     for worker in workers:
         worker.gate.open()
     assert {status for status, _ in await asyncio.gather(*held)} == {200}
@@ -323,7 +324,7 @@ async def test_a_process_that_hangs_is_started_again(start: Start, workers: list
 
     # A data process; and what the routing process shows outlives it.
     os.kill(first, signal.SIGSTOP)
-    await router.until(lambda: router.said("a process hangs, killing it", name="data-0", pid=first), "noticed")
+    await router.until(lambda: router.said("process hangs, killing it", name="data-0", pid=first), "noticed")
     await router.until(lambda: len(router.said("data process connected", data_process=0)) == 3, "it is back")
     assert await restarts(router) == {("routing", "hung"): 1, ("data-0", "hung"): 1}
     os.kill(second, signal.SIGKILL)

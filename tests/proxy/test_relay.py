@@ -486,7 +486,7 @@ async def test_comments_do_not_end_the_time_for_the_first_token(pool, upstream, 
             await asyncio.sleep(0.01)
 
     out = Direct(recorder) if direct else recorder
-    with pytest.raises(UpstreamTimeout, match="did not answer within"):
+    with pytest.raises(UpstreamTimeout, match="did not respond within"):
         await run(pool, await upstream(script), out, idle_secs=60.0, answer_secs=0.3)
     assert recorder.started
     assert not recorder.ended

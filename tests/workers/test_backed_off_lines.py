@@ -29,7 +29,7 @@ def test_the_first_back_off_in_a_while_has_a_line_and_its_end_too() -> None:
     said = [(line["event"].partition(":")[0], line.get("dp_rank"), line.get("unlogged_before")) for line in logs]
     assert said == [
         ("worker backed off", "0", 0),
-        ("worker takes requests again", "0", None),
+        ("worker accepts requests again", "0", None),
         ("worker backed off", "1", 0),
         ("worker backed off", None, 0),
         ("worker backed off", "0", 4),

@@ -141,7 +141,7 @@ class Repairer:
                         await self._drain()
             await self._drain()
             if proof is not None and not received and end is ReplayEnd.COMPLETE:
-                log.warning("kv event publisher is another process", next_seq=start)
+                log.warning("kv events come from another process than before", next_seq=start)
                 self._feed.stream.restarted()
                 continue
             stuck = 0 if received >= _PROGRESS_FRAMES else stuck + 1

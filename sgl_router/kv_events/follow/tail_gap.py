@@ -1,4 +1,5 @@
-"""Finds frames lost at the end of a busy time: what shows with no next frame is asked of the replay endpoint.
+"""Detects trailing gaps. A lost frame normally shows as a gap in the next one; when a stream goes quiet there is no
+next one, so ask the replay endpoint.
 
 A quiet live stream is asked about once. Its claims stay matched meanwhile: the answer is nearly always that it has all
 there is. A replay from `expected` cannot tell a new process that has published less; a broken connection does.
@@ -191,7 +192,7 @@ class Watched:
             self._watch.unanswered(asyncio.get_running_loop().time())
             log.debug("kv event quiet check unanswered", **about)
         elif outcome is QuietOutcome.LOST:
-            log.warning("kv event frames lost before a quiet time", **about)
+            log.warning("kv event frames were lost before the stream went quiet", **about)
             self._lost = True
             self._repairer.start()
 

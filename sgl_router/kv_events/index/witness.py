@@ -199,7 +199,7 @@ class Witness:
     def _covered(self, known: bool, root: int, now: float) -> None:
         change = self.coverage.report(known, root)
         if change is CoverageChange.ROSE:
-            log.info("kv index knows again what the worker has cached", **self._about)
+            log.info("kv index covers the worker's cache again", **self._about)
         elif change is CoverageChange.FELL and self.silence.prompts >= _FEW_PROMPTS:
             self.coverage.untold()  # nothing is published, it seems: that will be told
         elif change is CoverageChange.FELL:
@@ -209,7 +209,7 @@ class Witness:
             if refilling:
                 self._refilled_at = now
             log.warning(
-                "kv index misses what the worker has cached",
+                "kv index misses blocks that the worker has cached",
                 coverage=round(self.coverage.score, 3),
                 complete=self._stream.complete,
                 some_namespaces_only=partial,

@@ -98,11 +98,11 @@ class LoadPoller:
                 try:
                     pause = await self._ask(_ENDPOINTS[self._endpoint])
                 except Exception:
-                    log.exception("asking a worker for its load failed", url=self._url)
+                    log.exception("polling a worker for its load failed", url=self._url)
                     pause = self._retry.next()
             await asyncio.sleep(pause)
         self._count(LoadOutcome.UNSUPPORTED)
-        log.info("worker does not tell its load", url=self._url, asked=[one.path for one in _ENDPOINTS])
+        log.info("worker does not report its load", url=self._url, asked=[one.path for one in _ENDPOINTS])
 
     async def _ask(self, endpoint: _Endpoint) -> float:
         """One question; how long to wait before the next."""
@@ -140,7 +140,7 @@ class LoadPoller:
         self._failures += 1
         if worth_logging(self._failures):
             log.info(
-                "worker did not tell its load",
+                "worker did not report its load",
                 url=self._url,
                 outcome=outcome.value,
                 reason=reason,

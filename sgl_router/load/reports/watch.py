@@ -158,7 +158,7 @@ class LoadWatch:
         self._told(watched, now)
         if watched.silent and not watched.silence(now, self._silent_secs):
             watched.silent = False
-            log.info("load channel speaks again", url=watched.worker.url)
+            log.info("load channel publishes again", url=watched.worker.url)
         self._tell(target, report, now)
 
     def _polled(self, watched: _Watched, rank: int, report: LoadReport, at: float) -> None:
@@ -189,7 +189,7 @@ class LoadWatch:
         if not watched.silent:
             watched.silent = True
             self._count(LoadSource.CHANNEL, LoadOutcome.TIMEOUT)
-            log.info("load channel is silent, asking instead", url=watched.worker.url)
+            log.info("load channel is silent, polling /v1/loads instead", url=watched.worker.url)
         return 0.0
 
     def _asked(self, watched: _Watched, outcome: LoadOutcome) -> None:
@@ -205,7 +205,7 @@ class LoadWatch:
         watched.told = now
         if self._failing:
             self._failing = False
-            log.info("workers tell their load again", url=watched.worker.url)
+            log.info("workers report their load again", url=watched.worker.url)
 
     def _look(self, outcome: LoadOutcome) -> None:
         """After a question that failed: whether that is the fleet's."""
@@ -215,12 +215,12 @@ class LoadWatch:
             return
         self._failing = True
         log.warning(
-            "no worker tells its load",
+            "no worker reports its load",
             workers=len(asked),
             secs=round(min(now - one.told for one in asked)),
             outcome=outcome.value,
             effect="kv_cost goes by the router's own account of them alone",
-            check="the lines 'worker did not tell its load', and discovery.worker_api_key_env",
+            check="the lines 'worker did not report its load', and discovery.worker_api_key_env",
         )
 
     def _count(self, source: LoadSource, outcome: LoadOutcome) -> None:

@@ -18,7 +18,7 @@ from sgl_router.placement import Unmatched
 from sgl_router.policies import PolicyInput
 from sgl_router.routing.local_lease import LegLease, LocalLease
 from sgl_router.routing.remote.explanations import Explanations
-from sgl_router.routing.remote.fallback import AWAY
+from sgl_router.routing.remote.fallback import UNAVAILABLE
 from sgl_router.routing.remote.keys import PromptHasher
 from sgl_router.routing.remote.lease import RemoteLease
 from sgl_router.routing.remote.link import Link
@@ -136,7 +136,7 @@ class RemoteRouting:
 
     def unready(self) -> list[str]:
         """Why this router is not ready, as far as is known here: the routing process's own reasons."""
-        return [AWAY] if self.away else self._reasons
+        return [UNAVAILABLE] if self.away else self._reasons
 
     @property
     def in_flight(self) -> int:
@@ -184,7 +184,7 @@ class RemoteRouting:
         try:
             link, tokens, keys = await self._keyed(request)
         except _Away:
-            raise RoutingUnavailable(AWAY) from None
+            raise RoutingUnavailable(UNAVAILABLE) from None
         seq = next(self._numbers)
         link.send(
             Explain(
@@ -283,7 +283,7 @@ class RemoteRouting:
             if now >= asked.by:
                 if not self._stalled:
                     self._stalled = True
-                    log.warning("the routing process does not answer, deciding here")
+                    log.warning("routing process does not answer: this process decides by least load")
                 del self._undecided[seq]
                 self.tell(End(seq, Outcome.REJECTED, None))
                 _away(asked.future)
@@ -311,7 +311,7 @@ class RemoteRouting:
     def _received(self, message: FromRouting) -> None:
         if self._stalled:
             self._stalled = False
-            log.info("the routing process answers again")
+            log.info("routing process answers again")
         if isinstance(message, Chosen):
             self._chosen(message)
         elif isinstance(message, NobodyLeft):
@@ -380,7 +380,7 @@ class RemoteRouting:
 
     def _lost(self) -> None:
         if self._link is not None:
-            log.warning("the routing process is away, deciding here", in_flight=len(self._leases))
+            log.warning("routing process unavailable: this process decides by least load", in_flight=len(self._leases))
         self._link = None
         self._joined.clear()
         self._stalled = False

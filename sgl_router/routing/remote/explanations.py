@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from sgl_router.errors import RouterError, RoutingUnavailable
-from sgl_router.routing.remote.fallback import AWAY
+from sgl_router.routing.remote.fallback import UNAVAILABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Explanations:
     def lost(self) -> None:
         """Nobody is left to answer."""
         for seq in self._waited_for:
-            self.refused(seq, RoutingUnavailable(AWAY))
+            self.refused(seq, RoutingUnavailable(UNAVAILABLE))
 
     def _settle(self, seq: int, settle: Callable[[asyncio.Future[dict[str, Any]]], None]) -> None:
         future = self._waited_for.get(seq)

@@ -12,9 +12,9 @@ from sgl_router.policies import LoadPolicy, PolicyInput, least_loaded
 if TYPE_CHECKING:
     from sgl_router.workers import Target
 
-__all__ = ["AWAY", "LeastLoadedFallback"]
+__all__ = ["UNAVAILABLE", "LeastLoadedFallback"]
 
-AWAY = "the routing process is restarting; requests fall back to the least-loaded worker"
+UNAVAILABLE = "the routing process is restarting; requests fall back to the least-loaded worker"
 
 
 class LeastLoadedFallback(LoadPolicy):

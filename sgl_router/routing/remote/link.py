@@ -121,7 +121,7 @@ class Link(asyncio.Protocol, Generic[_Received]):
             try:
                 self._on_message(message)
             except Exception:
-                log.exception("a message of a peer process could not be handled, cutting it off")
+                log.exception("message of a peer process could not be handled, disconnecting it")
                 self.abort()
                 return
             if self._transport is None or self._transport.is_closing():
@@ -150,9 +150,12 @@ class Link(asyncio.Protocol, Generic[_Received]):
         self._unsent = bytearray()
         transport.write(unsent)
         if transport.get_write_buffer_size() > _MAX_UNSENT_BYTES:
-            log.error("a peer process does not read, cutting it off", unsent_bytes=transport.get_write_buffer_size())
+            log.error(
+                "peer process does not read its messages, disconnecting it",
+                unsent_bytes=transport.get_write_buffer_size(),
+            )
             transport.abort()
 
     def _refuse(self, reason: str) -> None:
-        log.error("a peer process sent what cannot be read, cutting it off", reason=reason)
+        log.error("peer process sent an unreadable message, disconnecting it", reason=reason)
         self.abort()

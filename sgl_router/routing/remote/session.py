@@ -72,7 +72,7 @@ class DataSession:
     def _received(self, message: ToRouting) -> None:
         kind = type(message)
         if self._process is None and kind is not Hello:
-            log.error("a peer process did not introduce itself, cutting it off")
+            log.error("peer process did not introduce itself, disconnecting it")
             self.link.abort()
         elif isinstance(message, Choose):
             self._choose(message)
@@ -98,7 +98,7 @@ class DataSession:
     def _used_before(self, seq: int) -> bool:
         if seq not in self._undecided and seq not in self._leases:
             return False
-        log.error("a data process used a request number twice, cutting it off", data_process=self._process)
+        log.error("data process used a request number twice, disconnecting it", data_process=self._process)
         self.link.abort()
         return True
 
@@ -111,7 +111,7 @@ class DataSession:
         try:
             found = self._server.routing.choose_now(request, tried)
         except Exception:
-            log.exception("a decision failed", data_process=self._process)
+            log.exception("decision failed", data_process=self._process)
             self.link.send(NobodyLeft(message.seq))
             return
         if not isinstance(found, Later):  # most decisions take no turn of the loop, and so no task
@@ -143,7 +143,7 @@ class DataSession:
         except RouterError as error:
             refused = error
         except Exception:
-            log.exception("a decision failed", data_process=self._process)
+            log.exception("decision failed", data_process=self._process)
         if refused is not None:
             self.link.send(Refused(seq, refused.code, refused.message, refused.retry_after or 0))
         else:
@@ -185,7 +185,7 @@ class DataSession:
         if failure is None:
             self.link.send(Explained(message.seq, explaining.result()))
             return
-        log.error("an explanation failed", data_process=self._process, request_id=message.request_id, exc_info=failure)
+        log.error("explanation failed", data_process=self._process, request_id=message.request_id, exc_info=failure)
         told = InternalError("the router failed to handle this request")
         self.link.send(Refused(message.seq, told.code, told.message, 0))
 
