@@ -47,7 +47,7 @@ failed = {}
 for free in range(0, 24):
     child = os.fork()
     if not child:
-        faulthandler.dump_traceback_later(40, exit=True)
+        faulthandler.dump_traceback_later(150, exit=True)
         resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128))
         status = 1
         try:

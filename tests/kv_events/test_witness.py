@@ -237,7 +237,7 @@ async def test_what_the_worker_had_and_the_index_never_learns_is_told(index) -> 
         for number in range(1, 60):
             engine.store(tokens(number))
             await engine.ask(tokens(number), 12)
-    assert len(told(logs, "kv index knows again")) == 1
+    assert len(told(logs, "kv index covers")) == 1
 
 
 @pytest.mark.parametrize("case", ["on_its_way", "rounding", "little", "host", "unmatched"])
