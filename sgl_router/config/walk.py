@@ -71,7 +71,7 @@ class Walk:
                 self.errors.append(unknown_key(below, given, suggest_key(key, list(fields), self._elsewhere)))
         for name, field in fields.items():
             if field.required and name not in tree:
-                self.errors.append(missing(child(path, name), _expected_of(field.type)))
+                self.errors.append(missing(child(path, name), expected_of(field.type)))
                 tree[name] = INVALID
         return tree
 
@@ -81,7 +81,7 @@ class Walk:
         if value is None and len(self.errors) > before and field.default not in (NODEFAULT, None):
             default = getattr(field.default, "value", field.default)
             default = show(default) if isinstance(default, bool) else default
-            self.errors[-1] = mismatch(path, value, _expected_of(field.type), f"leave the key out for {default}")
+            self.errors[-1] = mismatch(path, value, expected_of(field.type), f"leave the key out for {default}")
         return checked
 
     def _list(self, info: inspect.ListType, value: object, path: str, expected: str) -> Any:
@@ -138,7 +138,8 @@ def _unwrapped(info: inspect.Type) -> tuple[inspect.Type, dict[str, Any]]:
     return info, {}
 
 
-def _expected_of(info: inspect.Type) -> str:
+def expected_of(info: inspect.Type) -> str:
+    """What a field of this type takes, in the words of the error messages."""
     inner, says = _unwrapped(info)
     return says.get("expected") or _expected(inner)
 
