@@ -34,7 +34,7 @@ _PROXY = _none("put a reverse proxy in front of the router for that")
 _TREE = _key("kv_events.max_blocks", note="workers say what they evict, nothing needs tuning")
 _LIMITS = "needs policy kv_cost"
 _RATE = _none("rate limits are not supported")
-_METRICS = _none("/metrics is served on server.port")
+_METRICS = "/metrics is served on server.port where there is no section admin"
 _PARSER = _none("set it at the workers: responses pass through")
 _STARTUP = _none("a worker that does not answer yet is asked again, without end")
 
@@ -93,8 +93,8 @@ FLAGS: dict[str, Counterpart] = {
     "--log-level": _key("observability.log_level"),
     "--log-json": _key("observability.log_format", note="json"),
     "--log-dir": _none("the log goes to standard error"),
-    "--prometheus-port": _METRICS,
-    "--prometheus-host": _METRICS,
+    "--prometheus-port": _key("admin.port", note=_METRICS),
+    "--prometheus-host": _key("admin.host", note=_METRICS),
     "--prometheus-duration-buckets": _none("buckets are fixed"),
     "--request-id-headers": _none("x-request-id is read"),
     "--cors-allowed-origins": _key("cors.allowed_origins"),
